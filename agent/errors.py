@@ -84,6 +84,7 @@ class SourceUnavailable(AgentError):
     """The source can't be had now: the network or the machine failed, not the definition."""
 
     is_retriable = True
+    exit_code = 69
 
 
 class WorkspaceError(AgentError):

@@ -1,0 +1,58 @@
+# What a developer runs. Each target brings what it needs and is missing, from a fresh Debian or Ubuntu on.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+# Two pytest workers for each run, whatever the machine: each starts a Redis and a PostgreSQL of its own, and tests
+# that measure time must not be starved by more workers than cores.
+JOBS ?= 2
+# Tests marked xdist_group run on one worker, in order; all others go to whoever is free.
+PYTEST := $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadgroup
+# Words for the command: make demo ARGS="--slots 4", make test ARGS="-k drain".
+ARGS ?=
+
+.PHONY: help
+help:  ## List the targets
+	@echo 'make demo        a whole installation on this machine: queue, database, agent, builds. Ctrl-C ends it'
+	@echo 'make test        lint, then every test'
+	@echo 'make test-fast   unit and integration tests, the slow ones left out: under 90 seconds'
+	@echo 'make lint        ruff, mypy --strict, shellcheck'
+	@echo 'make bench       side by side with other agents, as a table'
+	@echo 'make clean       remove the virtual environment, caches and build products'
+	@echo
+	@echo 'Words for the command: make demo ARGS="--help", make test ARGS="-k drain -x"; JOBS=4 pytest workers.'
+
+.PHONY: demo
+demo:  ## exec: Ctrl-C and SIGTERM reach the demo itself, which then drains
+	@packaging/dev/packages.sh demo
+	@packaging/dev/venv.sh demo
+	@exec .venv/bin/build-agent demo $(ARGS)
+
+.PHONY: test
+test: lint
+	@$(PYTEST) $(ARGS)
+
+.PHONY: test-fast
+test-fast: ready
+	@$(PYTEST) -m 'not slow and not machine' tests/unit tests/integration $(ARGS)
+
+.PHONY: lint
+lint: ready
+	@packaging/dev/lint.sh
+
+.PHONY: bench
+bench: ready
+	@$(PYTHON) -m benchmarks $(ARGS)
+
+.PHONY: ready
+ready:
+	@packaging/dev/packages.sh test
+	@packaging/dev/venv.sh test
+
+.PHONY: clean
+clean:
+	@rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	@echo 'Removed the virtual environment, caches and build products.'
