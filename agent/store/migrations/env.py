@@ -1,0 +1,20 @@
+"""What alembic runs to get a connection: it takes the one `agent.store.migrate` holds, with its lock.
+
+There is no alembic.ini. For a new revision write `versions/vNNNN_what.py` by hand (revision "NNNN") and set
+`agent.store.schema.HEAD`; a test compares the outcome with `agent.store.tables`.
+"""
+
+from __future__ import annotations
+
+from alembic import context
+
+from agent.store.tables import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    # Both databases undo DDL with the transaction it is in; alembic takes SQLite for one that doesn't.
+    transactional_ddl=True,
+)
+with context.begin_transaction():
+    context.run_migrations()
