@@ -1,0 +1,1 @@
+"""One build on one server: source, workspace, steps as subprocess trees, and how they end."""
