@@ -1,0 +1,138 @@
+"""The command line. One module per command or group, imported when it is called.
+
+`build-agent --help` must not wait for SQLAlchemy: this module knows only names, and the first line of help each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent import __version__
+from agent.cli.screen import ReaderGone
+from agent.errors import AgentError
+
+NAME = "build-agent"
+
+# name -> (module of agent.cli, first line of its help). A test holds the lines equal to the commands' own.
+COMMANDS = {
+    "run": ("run", "Run the agent until it is told to stop."),
+    "submit": ("submit", "Submit a build."),
+    "logs": ("logs", "Print the output of a build."),
+    "builds": ("builds", "List builds, the newest first."),
+    "show": ("show", "Show a build with its attempts and steps."),
+    "cancel": ("cancel", "Cancel a build that waits or runs."),
+    "retry": ("retry", "Queue an ended build again, as its next attempt."),
+    "servers": ("servers", "List servers."),
+    "drain": ("order", "Let a server finish what runs and take nothing new."),
+    "resume": ("order", "Let a server take builds again."),
+    "quarantine": ("order", "Keep a server from taking builds until it is resumed, over restarts too."),
+    "terminate": ("order", "Drain a server and end its agent."),
+    "db": ("db", "Create, upgrade and check the database."),
+    "config": ("config", "Check and show the settings."),
+    "schema": ("schema", "Print the JSON schema of build definitions, or check one."),
+    "completion": (
+        "completion",
+        "Print the script that makes a shell complete commands, builds and servers.",
+    ),
+    "demo": ("demo", "Show a whole build farm on this machine, with nothing left behind."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"agent.cli.{COMMANDS[name][0]}")
+        command: click.Command = getattr(module, name)
+        return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Offer the commands without importing each of them."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a reader that has gone is told apart from a fault, which click would not do."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """Name the nearest command for one that is not there."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="build-agent")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="BUILD_AGENT_CONFIG",
+    help="Settings file; /etc/build-agent/agent.toml if it is there.",
+)
+@click.option(
+    "--set", "settings", metavar="NAME=VALUE", multiple=True, help="A setting, over all other sources."
+)
+@click.pass_context
+def cli(ctx: click.Context, config_path: Path | None, settings: tuple[str, ...]) -> None:
+    """Immutable build servers: an agent that takes builds from a queue, and what operators need around it."""
+    from agent.cli.context import Context
+
+    ctx.obj = Context(config_path, settings)
+
+
+def main() -> None:
+    """Run the command line; errors made for people are printed as such, with their exit code."""
+    try:
+        code = cli.main(prog_name=NAME, standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except AgentError as error:
+        click.echo(f"build-agent: {error}", err=True)
+        code = error.exit_code
+    except ReaderGone:
+        # As `head` does: no error, and nothing more to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception:  # noqa: BLE001 - Python would end with 1, which says that a build did not pass
+        import traceback
+
+        traceback.print_exc()
+        click.echo(
+            "build-agent: this is a fault of build-agent itself: please report the lines above", err=True
+        )
+        code = AgentError.exit_code
+    sys.exit(code if isinstance(code, int) else 0)

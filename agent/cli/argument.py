@@ -1,0 +1,68 @@
+"""Arguments and options that several commands share, and how the shell completes them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.errors import AgentError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from agent.cli.context import Context
+
+_COMPLETED = 200
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def _complete_build(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from agent.cli import wording
+    from agent.store import builds
+
+    obj = _context_of(context)
+    found = builds.list_builds(obj.store, limit=_COMPLETED) if obj else []
+    return [
+        CompletionItem(it.id, help=f"{wording.state(it)} {it.project} {it.branch or ''}".rstrip())
+        for it in found
+        if it.id.startswith(begun)
+    ]
+
+
+def _complete_server(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from agent.store import servers
+
+    obj = _context_of(context)
+    found = servers.list_servers(obj.store) if obj else []
+    return [CompletionItem(it.name, help=f"{it.state} {it.id}") for it in found if it.name.startswith(begun)]
+
+
+def _quietly(complete: Any) -> Any:
+    """Make a completion that offers nothing where there is no database: a tab key must print no error."""
+
+    def offer(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+        try:
+            found: list[CompletionItem] = complete(context, parameter, begun)
+        except (AgentError, OSError, click.ClickException):
+            return []
+        return found
+
+    return offer
+
+
+def _context_of(context: click.Context) -> Context | None:
+    """Return the commands' context; while completing, click parses and runs nothing that would have made it."""
+    from agent.cli.context import Context
+
+    given = context.find_root().params
+    return Context(given.get("config_path"), given.get("settings") or ())
+
+
+build = click.argument("build", metavar="BUILD", shell_complete=_quietly(_complete_build))
+server = click.argument("server", metavar="SERVER", shell_complete=_quietly(_complete_server))

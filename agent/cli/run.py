@@ -1,0 +1,25 @@
+"""`build-agent run`: the daemon in the foreground, as systemd starts it."""
+
+from __future__ import annotations
+
+import click
+
+from agent.cli.context import Context
+
+
+@click.command()
+@click.pass_obj
+def run(obj: Context) -> int:
+    """Run the agent until it is told to stop.
+
+    SIGTERM or Ctrl-C drains: what runs is finished, up to the setting stop_limit_s. A second one stops now and
+    gives the builds back to the queue.
+    """
+    from agent import log
+
+    settings = obj.settings
+    log.setup(settings.log_format, settings.log_level)
+
+    from agent.daemon import agent
+
+    return agent.run(settings)
