@@ -25,7 +25,8 @@ _FRAME = frozenset({"BEGIN", "COMMIT", "ROLLBACK", "SET"})
 _WORDS = """\
 An agent with four slots, alone and therefore leading (so it also looks for lost servers and lost builds),
 {seconds} seconds long, with nothing to do; then four `rq worker`s. Redis and the database count what
-reaches them."""
+reaches them. Of the agent's memory some 59 MB are Python and the libraries through which it speaks
+(SQLAlchemy, psycopg, redis, RQ), before a line of its own is read."""
 
 
 def run(ground: Ground, effort: Effort) -> Report:

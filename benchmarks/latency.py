@@ -33,8 +33,8 @@ select seq, data from output_chunks where build_id = %s and attempt = 1 and step
 _WORDS = """\
 A step prints {rate} lines a second, in each the time at which it was written. A second connection asks the
 database for new rows about every millisecond; a line's latency is from that time to the moment the reader
-has the row in hand. Each round is {count} lines. In the second half another slot of the same agent runs a
-step that prints as fast as it can, without end."""
+has the row in hand. Each round is {count} lines. In the second half of the rounds another slot of the same
+agent runs a step that prints as fast as it can, without end."""
 
 
 def run(ground: Ground, effort: Effort) -> Report:
