@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import click
 
-from agent.config import TABLE, Loaded, Settings, expected, masked, size
+from agent.config import TABLE, Settings, expected, masked, size
+from agent.config_load import Loaded
 
 # each group begins with the setting it is under
 _GROUPS = {

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent import config
+from agent import config_load
+from agent.config import Settings
 from agent.errors import NotFound, QueueUnavailable, StateConflict
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ class Context:
                 raise click.BadParameter(f"{item!r}: expected NAME=VALUE", param_hint="--set")
             self._overrides[name] = value
 
-    def load(self) -> config.Loaded:
+    def load(self) -> config_load.Loaded:
         """Return the settings and where each comes from. Raises: SettingsError."""
-        return config.load(self._config_path, os.environ, self._overrides)
+        return config_load.load(self._config_path, os.environ, self._overrides)
 
     @cached_property
-    def settings(self) -> config.Settings:
+    def settings(self) -> Settings:
         """The settings."""
         return self.load().settings
 

@@ -11,7 +11,7 @@ import click
 from agent.cli import argument
 
 if TYPE_CHECKING:
-    from agent.config import Loaded
+    from agent.config_load import Loaded
     from agent.store.engine import Store
 
 

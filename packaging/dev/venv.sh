@@ -34,7 +34,7 @@ fi
 # Extras that pyproject.toml has; one that it lacks would be passed over with a mere warning.
 extras=()
 if [[ $purpose == test ]]; then
-    extras=(dev console aws)
+    extras=(dev console aws fleet)
     if command -v gcc >/dev/null && command -v pkg-config >/dev/null && pkg-config --exists libsystemd; then
         extras+=(systemd)
     fi

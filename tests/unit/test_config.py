@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from agent.cli.config import config as config_group
 from agent.cli.config import literal, table, toml
-from agent.config import DEFAULT_FILE, MASK, TABLE, Loaded, Settings, _key_lines, load, masked, size
+from agent.config import MASK, TABLE, Settings, masked, size
+from agent.config_load import DEFAULT_FILE, Loaded, _key_lines, load
 from agent.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]

@@ -200,7 +200,7 @@ def test_every_make_target_shown_is_one_that_there_is() -> None:
 
 
 def test_session_in_the_readme_uses_a_definition_and_settings_that_hold(tmp_path: Path) -> None:
-    from agent.config import load
+    from agent.config_load import load
     from agent.model.definition import parse
 
     (session,) = [

@@ -19,7 +19,17 @@ PACKAGE = ROOT / "agent"
 
 # A module imports only from its own row or one above it.
 ROWS: tuple[frozenset[str], ...] = (
-    frozenset({"agent", "agent.errors", "agent.clock", "agent.setting", "agent.config", "agent.log"}),
+    frozenset(
+        {
+            "agent",
+            "agent.errors",
+            "agent.clock",
+            "agent.setting",
+            "agent.config",
+            "agent.config_load",
+            "agent.log",
+        }
+    ),
     frozenset({"agent.model"}),
     frozenset({"agent.store"}),
     frozenset({"agent.metrics"}),
@@ -43,6 +53,7 @@ ONLY_IN = {
     "sqlite3": "agent.store",
     "boto3": "agent.fleet",
     "botocore": "agent.fleet",
+    "paramiko": "agent.fleet",
     "fastapi": "agent.console",
     "starlette": "agent.console",
 }
@@ -56,13 +67,21 @@ READS_TIME = frozenset(
 READS_DATE = frozenset({"now", "utcnow", "today"})
 
 # What an agent that runs builds must never load: it costs memory on each server and opens ways in.
-HEAVY = frozenset({"alembic", "boto3", "fastapi", "requests", "rich"})
+HEAVY = frozenset({"alembic", "boto3", "fastapi", "paramiko", "requests", "rich"})
 # `build-agent --help` and tab completion wait for what agent.cli imports.
 SLOW_TO_IMPORT = HEAVY | {"psycopg", "pydantic", "redis", "rq", "sqlalchemy"}
 # Parts of `run`'s packages that only other commands import.
 NOT_OF_RUN = ("agent.store.migrate", "agent.store.migrations")
 PACKAGES_OF_RUN = (
-    *("agent.setting", "agent.config", "agent.log", "agent.model", "agent.store", "agent.metrics"),
+    *(
+        "agent.setting",
+        "agent.config",
+        "agent.config_load",
+        "agent.log",
+        "agent.model",
+        "agent.store",
+        "agent.metrics",
+    ),
     *("agent.host", "agent.output", "agent.build", "agent.queue", "agent.daemon"),
 )
 
