@@ -7,7 +7,6 @@ makes of them. Source: "Use the Instance Metadata Service to access instance met
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 from dataclasses import dataclass
@@ -184,6 +183,8 @@ class MetadataClient:
         return _Token(body.strip(), renew)
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str, str]:
+        import http.client  # only here: elsewhere than on EC2 nobody asks
+
         line = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         try:
             line.request(method, path, headers={**headers, "Connection": "close"})

@@ -6,7 +6,6 @@ definition has; both are handed in.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -84,6 +83,8 @@ def path_text(path: Path) -> str:
 
 def nearest(key: str, known: Iterable[str]) -> str:
     """End a message about an unknown key: the key that was probably meant, else all there are."""
+    import difflib  # only here: job.py brings this module, and most definitions are right
+
     known = sorted(known)
     # difflib compares in quadratic time: a key as long as this is no slip of the finger.
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6) if len(key) <= _MAX_SHOWN else []

@@ -9,7 +9,6 @@ from typing import Any
 
 from agent import log
 from agent.errors import DefinitionError, JobRefused, QueueUnavailable
-from agent.model import definition as definitions
 from agent.model.build import Build, NewBuild
 from agent.queue.carrier import Carrier
 from agent.queue.names import queue_for
@@ -39,6 +38,9 @@ def new_build(
 
     Raises: JobRefused when the definition is none; the text names what is wrong, where, and what was expected.
     """
+    # Only here: it brings pydantic, 10 MB that an agent without a build to read does not need.
+    from agent.model import definition as definitions
+
     try:
         definition = definitions.from_document(document, origin="job")
     except DefinitionError as error:

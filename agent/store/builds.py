@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from datetime import datetime
-from statistics import median
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -297,6 +296,8 @@ def count_by_state(store: Store) -> dict[BuildState, int]:
 
 def typical_duration_s(store: Store, project: str) -> float | None:
     """Return the median seconds that a project's last few passed attempts ran; `None` when there are none."""
+    from statistics import median  # only here: with decimal and fractions it is larger than this module
+
     query = (
         select(attempts.c.started_at, attempts.c.ended_at)
         .join(builds, builds.c.id == attempts.c.build_id)

@@ -5,8 +5,6 @@ Knows SQLSTATE classes and SQLite's words; imports no driver. Never repeats para
 
 from __future__ import annotations
 
-import sqlite3
-
 from sqlalchemy import exc
 
 from agent.errors import SchemaMismatch, StoreError, StoreRejected, StoreUnavailable
@@ -33,7 +31,8 @@ def translate(error: exc.SQLAlchemyError) -> StoreError:
     if not isinstance(error, exc.DBAPIError):
         # A value could not even be handed to the driver, such as a naive datetime.
         return StoreRejected(f"not a value for the database: {_first_line(error.orig)}")
-    if isinstance(error.orig, sqlite3.Error):
+    # By name: only one of the drivers is loaded.
+    if type(error.orig).__module__ == "sqlite3":
         return _from_sqlite(error.orig)
     return _from_state(error.orig)
 
@@ -48,11 +47,11 @@ def _from_state(orig: BaseException) -> StoreError:
     return StoreUnavailable(f"the database: {_first_line(orig)}")
 
 
-def _from_sqlite(orig: sqlite3.Error) -> StoreError:
+def _from_sqlite(orig: BaseException) -> StoreError:
     text = _first_line(orig)
     if text.startswith(("no such table", "no such column", "no such view")) or "has no column named" in text:
         return SchemaMismatch(f"the database lacks a part of the schema ({text}): {UPGRADE}")
-    if isinstance(orig, (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError)):
+    if type(orig).__name__ in ("IntegrityError", "DataError", "InterfaceError"):
         return StoreRejected(f"the database refused the data: {text}")
     return StoreUnavailable(f"the database: {text}")
 

@@ -22,6 +22,7 @@ from sqlalchemy import (
     ForeignKey,
     ForeignKeyConstraint,
     Index,
+    Insert,
     Integer,
     LargeBinary,
     MetaData,
@@ -33,7 +34,7 @@ from sqlalchemy import (
     literal,
     text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from agent import clock
@@ -309,15 +310,17 @@ def now_of(dialect: str) -> ColumnElement[datetime]:
     return bindparam(None, callable_=clock.utc_now, type_=UtcDateTime, unique=True)
 
 
-def insert_new(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+def insert_new(connection: Connection, table: Table) -> Insert:
     """Return an INSERT that passes over rows whose key is there; `rowcount` tells how many were not."""
     return insert_new_of(connection.dialect.name, table)
 
 
 @functools.cache
-def insert_new_of(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+def insert_new_of(dialect: str, table: Table) -> Insert:
     """Return the same by the dialect's name, for a statement that is put together once."""
     # Without the option SQLAlchemy gives -1 for an INSERT.
     if dialect == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+    from sqlalchemy.dialects import sqlite  # only here: it brings sqlite3
+
     return sqlite.insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)

@@ -70,6 +70,8 @@ READS_DATE = frozenset({"now", "utcnow", "today"})
 HEAVY = frozenset({"alembic", "boto3", "fastapi", "paramiko", "requests", "rich"})
 # `build-agent --help` and tab completion wait for what agent.cli imports.
 SLOW_TO_IMPORT = HEAVY | {"psycopg", "pydantic", "redis", "rq", "sqlalchemy"}
+# What an agent loads with its first build, or for the other database: an idle one is 10 MB smaller without.
+NOT_WHILE_IDLE = frozenset({"agent.build.build", "difflib", "pydantic", "sqlite3", "statistics", "yaml"})
 # Parts of `run`'s packages that only other commands import.
 NOT_OF_RUN = ("agent.store.migrate", "agent.store.migrations")
 PACKAGES_OF_RUN = (
@@ -273,6 +275,11 @@ def test_run_loads_nothing_that_servers_do_not_need(package: str) -> None:
     ]
     found = loaded_by(modules, HEAVY)
     assert not found, f"library: the module that brought it: {found}; import it where it is used"
+
+
+def test_idle_agent_has_not_loaded_what_only_builds_need() -> None:
+    found = loaded_by(["agent.cli.run", "agent.daemon.agent", "agent.store.postgres"], NOT_WHILE_IDLE)
+    assert not found, f"library: the module that brought it: {found}; import it in the function that needs it"
 
 
 @pytest.mark.parametrize("name", [name for name in ("agent", "agent.cli") if name in MODULES])
