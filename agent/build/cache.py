@@ -18,18 +18,20 @@ import json
 import os
 import shutil
 import stat
-import tarfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from agent import log
 from agent.build.workspace import Entry, find_files, open_beneath, open_regular, relative_parts, walk_tree
 from agent.clock import utc_now
 from agent.errors import DefinitionError, WorkspaceError
+
+if TYPE_CHECKING:
+    import tarfile
 
 _log = log.get(__name__)
 _ARCHIVE = "data.tar"
@@ -246,6 +248,8 @@ class _HashingWriter(io.RawIOBase):
 def _write_archive(
     path: Path, declared: Sequence[str], workspace: Path, limit_bytes: int
 ) -> tuple[str, int] | None:
+    import tarfile  # only here and where archives are read: an agent that is idle does without
+
     count = 0
     with path.open("wb") as file:
         out = _HashingWriter(file, limit_bytes)
@@ -269,6 +273,8 @@ def _write_archive(
 
 def _add(tar: tarfile.TarFile, entry: Entry) -> bool:
     """Write one member. Hard links become files of their own; sockets, FIFOs and devices are left out."""
+    import tarfile
+
     info = tarfile.TarInfo(entry.name)
     info.mode = stat.S_IMODE(entry.stat.st_mode) & 0o777  # never setuid, setgid or sticky
     if stat.S_ISDIR(entry.stat.st_mode):
@@ -310,6 +316,8 @@ def _checked_members(
     archive: BufferedReader, meta: Mapping[str, Any], declared: Sequence[str]
 ) -> list[tarfile.TarInfo] | None:
     """Return the archive's members, None if anything in it is not as `save` writes it."""
+    import tarfile
+
     if hashlib.file_digest(archive, "sha256").hexdigest() != meta.get("sha256"):
         return None
     archive.seek(0)
@@ -337,7 +345,7 @@ def _extract(archive: BinaryIO, members: Sequence[tarfile.TarInfo], workspace: P
     Not tarfile's own extraction: its filters resolve paths first and open them later, here every component is
     opened without following. The modes of directories come last, for some are read-only.
     """
-    for member in sorted(members, key=tarfile.TarInfo.issym):
+    for member in sorted(members, key=lambda member: member.issym()):
         *parents, own_name = member.name.split("/")
         try:
             with open_beneath(workspace, parents, create=True) as directory:

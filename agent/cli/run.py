@@ -16,10 +16,12 @@ def run(obj: Context) -> int:
     gives the builds back to the queue.
     """
     from agent import log
+    from agent.daemon import lean
 
     settings = obj.settings
     log.setup(settings.log_format, settings.log_level)
-
-    from agent.daemon import agent
+    lean.install()
+    with lean.without_collector():
+        from agent.daemon import agent
 
     return agent.run(settings)

@@ -71,7 +71,9 @@ HEAVY = frozenset({"alembic", "boto3", "fastapi", "paramiko", "requests", "rich"
 # `build-agent --help` and tab completion wait for what agent.cli imports.
 SLOW_TO_IMPORT = HEAVY | {"psycopg", "pydantic", "redis", "rq", "sqlalchemy"}
 # What an agent loads with its first build, or for the other database: an idle one is 10 MB smaller without.
-NOT_WHILE_IDLE = frozenset({"agent.build.build", "difflib", "pydantic", "sqlite3", "statistics", "yaml"})
+NOT_WHILE_IDLE = frozenset(
+    {"agent.build.build", "difflib", "pydantic", "sqlite3", "statistics", "tarfile", "yaml"}
+)
 # Parts of `run`'s packages that only other commands import.
 NOT_OF_RUN = ("agent.store.migrate", "agent.store.migrations")
 PACKAGES_OF_RUN = (
