@@ -26,9 +26,8 @@ _WORDS = """\
 An agent with four slots, alone and therefore leading (so it also looks for lost servers and lost builds),
 {seconds} seconds long, with nothing to do; then four `rq worker`s. Redis and the database count what
 reaches them. What only builds need, pydantic above all, is loaded with the first build, so the agent is
-measured once more after one. A
-process that only imports what the agent speaks through (SQLAlchemy, psycopg, redis, RQ, psutil, click) has
-61 MB, 11 of them Python's own: that is the floor, and the target lies below it."""
+measured once more after one. A process that only imports what the agent speaks through (SQLAlchemy,
+psycopg, redis, RQ, psutil, click) has 61 MB, 11 of them Python's own: the target lies below that floor."""
 
 
 def run(ground: Ground, effort: Effort) -> Report:
