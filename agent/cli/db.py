@@ -13,6 +13,7 @@ from agent.cli import argument
 if TYPE_CHECKING:
     from agent.config_load import Loaded
     from agent.store.engine import Store
+    from agent.store.schema import Standing
 
 
 class Context(Protocol):
@@ -28,39 +29,56 @@ def db() -> None:
 
 
 @db.command()
+@click.option(
+    "--lock-out-older",
+    is_flag=True,
+    help="Upgrade even if agents of the schema that is there now can't work with the new one.",
+)
 @argument.as_json
 @click.pass_obj
-def upgrade(obj: Context, as_json: bool) -> None:
+def upgrade(obj: Context, lock_out_older: bool, as_json: bool) -> None:
     """Run the migrations that the database lacks; safe to run on several machines at once."""
     from agent.cli import record
     from agent.store import migrate, schema
 
     with _store(obj) as store:
         before = schema.current(store)
-        migrate.upgrade(store)
-        after = schema.current(store)
+        migrate.upgrade(store, may_lock_out=lock_out_older)
+        standing = schema.check(store)
     if as_json:
-        record.echo({"before": before, "after": after})
-    elif before == after:
-        click.echo(f"the schema is up to date: {after}")
+        record.echo(
+            {"before": before, "after": standing.revision, "compatible_from": standing.compatible_from}
+        )
+    elif standing.is_newer:
+        click.echo(_newer(standing))
+    elif before == standing.revision:
+        click.echo(f"the schema is up to date: {standing.revision}")
     else:
-        click.echo(f"the schema went from {before or 'nothing'} to {after}")
+        click.echo(f"the schema went from {before or 'nothing'} to {standing.revision}")
 
 
 @db.command()
 @argument.as_json
 @click.pass_obj
 def check(obj: Context, as_json: bool) -> None:
-    """Say whether the database's schema is the one this version needs."""
+    """Say whether this version works with the database's schema."""
     from agent.cli import record
     from agent.store import schema
 
     with _store(obj) as store:
-        schema.check(store)
+        standing = schema.check(store)
     if as_json:
-        record.echo({"current": schema.HEAD, "needed": schema.HEAD})
+        record.echo(
+            {
+                "current": standing.revision,
+                "needed": schema.HEAD,
+                "compatible_from": standing.compatible_from,
+            }
+        )
+    elif standing.is_newer:
+        click.echo(_newer(standing))
     else:
-        click.echo(f"the schema is the one this version needs: {schema.HEAD}")
+        click.echo(f"the schema is the one this version needs: {standing.revision}")
 
 
 @db.command()
@@ -77,6 +95,13 @@ def current(obj: Context, as_json: bool) -> None:
         record.echo({"current": revision, "needed": schema.HEAD})
     else:
         click.echo(revision or "none")
+
+
+def _newer(standing: Standing) -> str:
+    return (
+        f"the schema is a later version's, {standing.revision}, and works with agents from schema "
+        f"{standing.compatible_from} on, this one among them"
+    )
 
 
 @contextmanager

@@ -121,6 +121,7 @@ class Parts:
             queues=self.queues,
             tags=self.tags,
             agent_version=__version__,
+            lease_s=self.vitals.settings.lease_s,
         )
 
     def requeue(self, result: attempts.EndResult) -> None:

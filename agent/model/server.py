@@ -46,7 +46,10 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Registration:
-    """What a server writes when its agent starts; `session` names this one life of the agent."""
+    """What a server writes when its agent starts.
+
+    `session` names this one life of the agent, `lease_s` says how long it lives on without a heartbeat.
+    """
 
     identity: Identity
     session: str
@@ -54,11 +57,15 @@ class Registration:
     queues: Sequence[str]
     tags: Mapping[str, str]
     agent_version: str
+    lease_s: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
-    """One row of `servers`. `wanted` is the operator's last word, `state` what the agent does."""
+    """One row of `servers`. `wanted` is the operator's last word, `state` what the agent does.
+
+    `lease_s` is `None` for a server that has not registered since schema 0002.
+    """
 
     id: str
     name: str
@@ -80,6 +87,7 @@ class Server:
     beat: int
     beat_at: datetime
     registered_at: datetime
+    lease_s: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

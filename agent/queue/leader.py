@@ -47,7 +47,11 @@ class _Sighting:
 
 
 class Leader:
-    """Reaper and sweeper in one loop; `cycle` every `sweep_s` seconds on every server, at work on one."""
+    """Reaper and sweeper in one loop; `cycle` every `sweep_s` seconds on every server, at work on one.
+
+    Args:
+        lease_s: for servers that have not said their own, as those from before schema 0002.
+    """
 
     def __init__(
         self,
@@ -119,16 +123,16 @@ class Leader:
     # The reaper.
 
     def reap(self) -> survey.Survey:
-        """Take servers for lost whose heartbeat has stood still in both places for a lease; close their attempts.
+        """Take servers for lost whose heartbeat has stood still in both places for their lease; close their attempts.
 
         Return what was found on record before.
         """
         found = survey.look(self._store)
         running = found.running
-        for server_id, session, beat in self._silent(found.beats):
+        for it in self._silent(found.beats):
             # The last word is the database's: a beat that came in meanwhile keeps the server alive.
-            if servers.mark_lost(self._store, server_id=server_id, session=session, beat=beat):
-                _log.warning("server.lost", server=server_id, silent_s=self._lease_s)
+            if servers.mark_lost(self._store, server_id=it.server_id, session=it.session, beat=it.beat):
+                _log.warning("server.lost", server=it.server_id, silent_s=self._lease_of(it))
                 running = attempts.running(self._store)
         for attempt in running:
             if attempt.beat is None:
@@ -147,11 +151,15 @@ class Leader:
             seen = self._beats.get(beat.session)
             if seen is None or seen.value != value:
                 seen = _Sighting(value, now_mono)
-            elif now_mono - seen.since_mono >= self._lease_s:
+            elif now_mono - seen.since_mono >= self._lease_of(beat):
                 silent.append(beat)
             sightings[beat.session] = seen
         self._beats = sightings
         return silent
+
+    def _lease_of(self, beat: servers.Beat) -> float:
+        """Return the lease that this server itself goes by: it fences itself by no other (F10)."""
+        return self._lease_s if beat.lease_s is None else beat.lease_s
 
     def _close(self, ref: AttemptRef, server_id: str) -> None:
         why = f"server {server_id} was lost, or its agent began a new life"

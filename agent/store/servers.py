@@ -27,7 +27,7 @@ GONE = OVER | {ServerState.FAILED}
 
 # What runs with every heartbeat, and in every look of the leader, is put together once.
 _has_running = exists().where(attempts.c.server_id == servers.c.id, attempts.c.state == "running")
-_BEATS = select(servers.c.id, servers.c.session, servers.c.beat).where(
+_BEATS = select(servers.c.id, servers.c.session, servers.c.beat, servers.c.lease_s).where(
     servers.c.state.not_in(GONE) | ((servers.c.state == ServerState.FAILED) & _has_running)
 )
 _MINE = (
@@ -42,11 +42,15 @@ _MINE = (
 
 
 class Beat(NamedTuple):
-    """How far a server's heartbeat has counted."""
+    """How far a server's heartbeat has counted, and for how long it may stand still.
+
+    `lease_s` is the server's own, of the same life as `session`; `None` when it never said.
+    """
 
     server_id: str
     session: str
     beat: int
+    lease_s: float | None
 
 
 def register(store: Store, registration: Registration) -> Server:
@@ -69,6 +73,7 @@ def register(store: Store, registration: Registration) -> Server:
             "image_id": identity.image_id,
             "image_version": identity.image_version,
             "agent_version": registration.agent_version,
+            "lease_s": registration.lease_s,
             "host": dict(identity.host),
             "status": {},
             "beat": 0,

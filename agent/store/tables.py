@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -101,6 +102,11 @@ metadata = MetaData(
     }
 )
 
+# One row: the oldest schema that an agent may have been written for to work with this one.
+schema_compatibility = Table(
+    "schema_compatibility", metadata, Column("compatible_from", Text, primary_key=True)
+)
+
 servers = Table(
     "servers",
     metadata,
@@ -124,6 +130,7 @@ servers = Table(
     Column("beat", BigInteger, nullable=False),
     Column("beat_at", UtcDateTime, nullable=False),
     Column("registered_at", UtcDateTime, nullable=False),
+    Column("lease_s", Float),
     # Beats rewrite no indexed column: with room in the page each stays there (a HOT update), and no index
     # grows.
     postgresql_with={"fillfactor": 50},

@@ -33,15 +33,3 @@ def sqlite_farm(tmp_path: Path, redis_server: PrivateRedis, sqlite_url: str) -> 
     farm = Farm(tmp_path / "farm", redis_url=redis_server.url, database_url=sqlite_url)
     yield farm
     farm.close()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run an acceptance test that failed once more, and show that it was (`RERUN` in the summary).
-
-    Here are many real processes, with real time-outs, on a machine that others use too: what fails only once is
-    told, and looked into; what fails twice is broken. Unit and integration tests have no second try.
-    """
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.is_relative_to(here):
-            item.add_marker(pytest.mark.flaky(reruns=1))

@@ -264,12 +264,8 @@ def test_f10_server_that_drains_a_long_build_is_never_taken_for_lost(farm: Farm,
     assert "server.lost" not in "".join(agent.log() for agent in farm.agents)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the reaper measures every server by its own lease_s; the record should carry the server's",
-)
 def test_f10_server_is_measured_by_its_own_lease(sqlite_farm: Farm, witness: Witness) -> None:
-    """Guards: nothing yet. While a new `lease_s` is rolled out, servers with the old one run beside the new."""
+    """Guards: the lease in the record. While a new `lease_s` is rolled out, servers run with both."""
     farm = sqlite_farm
     # First, so that it leads; it serves another queue.
     farm.agent("hasty", lease_s=3, heartbeat_s=0.5, kill_grace_s=1, queues="other")

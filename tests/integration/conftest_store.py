@@ -30,7 +30,13 @@ def make_build(store: Store, build_id: str = "build-1", **fields: Any) -> str:
 def make_server(store: Store, server_id: str = "server-1", session: str = "life-1", **fields: Any) -> Server:
     """Register a server."""
     identity = Identity(id=server_id, name=fields.pop("name", f"name of {server_id}"))
-    defaults: dict[str, Any] = {"slots": 2, "queues": ["builds"], "tags": {}, "agent_version": "1"}
+    defaults: dict[str, Any] = {
+        "slots": 2,
+        "queues": ["builds"],
+        "tags": {},
+        "agent_version": "1",
+        "lease_s": 30.0,
+    }
     return servers.register(store, Registration(identity=identity, session=session, **defaults | fields))
 
 

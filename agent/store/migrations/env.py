@@ -1,7 +1,8 @@
 """What alembic runs to get a connection: it takes the one `agent.store.migrate` holds, with its lock.
 
-There is no alembic.ini. For a new revision write `versions/vNNNN_what.py` by hand (revision "NNNN") and set
-`agent.store.schema.HEAD`; a test compares the outcome with `agent.store.tables`.
+There is no alembic.ini. For a new revision write `versions/vNNNN_what.py` by hand (revision "NNNN", `compatible_from`
+as that of the one before it: docs/decisions/0009) and set `agent.store.schema.HEAD`; tests compare the outcome with
+`agent.store.tables`, and hold that older agents find in it what they know.
 """
 
 from __future__ import annotations

@@ -206,11 +206,45 @@ def test_lease_counts_from_the_last_beat_wherever_it_was(
     assert builds.get(store, "build-1").state is BuildState.RUNNING
 
 
+@pytest.mark.parametrize(("own_s", "waits_s"), [(10.0, 10.0), (100.0, 100.0), (None, LEASE_S)])
+def test_server_is_measured_by_its_own_lease(
+    hands: Clock, store: Store, make_leader: MakeLeader, own_s: float | None, waits_s: float
+) -> None:
+    """While a new `lease_s` is rolled out, servers with the old one run beside the new (F10)."""
+    make_server(store, lease_s=own_s)
+    running(store)
+    leader = make_leader()
+    leader.cycle()
+    hands.now += waits_s - 0.1
+    leader.cycle()
+    assert builds.get(store, "build-1").state is BuildState.RUNNING
+    hands.now += 0.2
+    leader.cycle()
+    assert state(store) is ServerState.LOST
+
+
+def test_lease_is_that_of_the_life_that_holds_it(hands: Clock, store: Store, make_leader: MakeLeader) -> None:
+    """A server that begins a new life with a longer lease has that from its first moment on."""
+    make_server(store, lease_s=10.0)
+    leader = make_leader()
+    leader.cycle()
+    hands.now += 9
+    make_server(store, session="life-2", lease_s=60.0)
+    leader.cycle()
+    hands.now += 59
+    leader.cycle()
+    assert state(store) is ServerState.STARTING
+    hands.now += 2
+    leader.cycle()
+    assert state(store) is ServerState.LOST
+
+
 def test_beat_at_the_last_moment_keeps_the_server(
     store: Store, make_leader: MakeLeader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make_server(store, lease_s=0.0)
     running(store)
-    leader = make_leader(lease_s=0)
+    leader = make_leader()
     leader.cycle()
     read = leases.beats
 

@@ -40,6 +40,7 @@ class History:
                 queues=["builds"],
                 tags={},
                 agent_version="1",
+                lease_s=30.0,
             ),
         )
         builds.create(store, NewBuild(id=build_id, project="test", queue="builds", definition={}))

@@ -92,6 +92,7 @@ class Heart:
             queues=["builds"],
             tags={},
             agent_version="1",
+            lease_s=30.0,
         )
 
     def begin(self) -> None:

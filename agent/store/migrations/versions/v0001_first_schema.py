@@ -14,6 +14,7 @@ from agent import log
 
 revision = "0001"
 down_revision = None
+compatible_from = "0001"
 
 _log = log.get("store")
 
