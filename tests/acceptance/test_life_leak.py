@@ -35,6 +35,7 @@ class Held:
 
     threads: int
     descriptors: int
+    sockets: int
     children: int
     spool: int
     workspaces: int
@@ -42,15 +43,20 @@ class Held:
     rss: int
 
 
-def descriptors_of(pid: int) -> int:
-    """Count descriptors but for those of the database, which a pool opens when it first needs them."""
-    count = 0
+def descriptors_of(pid: int) -> tuple[int, int]:
+    """Count descriptors that are no sockets, and sockets.
+
+    Left out are those of the database, which a pool opens when it first needs them; the pool of connections to Redis
+    does the same, so sockets are held to the number of threads that may each want one.
+    """
+    places = []
     for path in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            count += "build-agent.db" not in str(path.readlink())
+            places.append(str(path.readlink()))
         except FileNotFoundError:
             continue  # closed meanwhile
-    return count
+    sockets = sum(place.startswith("socket:") for place in places)
+    return sum("build-agent.db" not in place for place in places) - sockets, sockets
 
 
 def hold_of(farm: Farm, agent: AgentProcess) -> Held:
@@ -58,11 +64,13 @@ def hold_of(farm: Farm, agent: AgentProcess) -> Held:
     redis = farm.carrier.connection
     # The jobs that ended stay for an hour for those who look through RQ.
     kept = (b"rq:job:", b"rq:results:", b"rq:finished:", b"rq:failed:")
+    descriptors, sockets = descriptors_of(agent.pid)
     sizes = {b"lists": redis.llen("rq:queue:builds"), b"in hand": redis.llen("rq:queue:builds:intermediate")}
     keys = [key for key in redis.scan_iter("*", count=1000) if not key.startswith(kept)]
     return Held(
         threads=process.num_threads(),
-        descriptors=descriptors_of(agent.pid),
+        descriptors=descriptors,
+        sockets=sockets,
         children=len(process.children(recursive=True)),
         spool=len(list((agent.state_dir / "spool").iterdir())),
         workspaces=sum(1 for _ in (agent.state_dir / "workspaces").rglob("*")),
@@ -102,6 +110,7 @@ def test_f18_agent_holds_no_more_after_a_thousand_builds(sqlite_farm: Farm) -> N
     after = at_rest(farm, agent, before)
     assert after.threads <= before.threads
     assert after.descriptors <= before.descriptors
+    assert after.sockets <= after.threads
     # The guardian alone: no sleeper, no zombie.
     assert after.children == 1
     assert (after.spool, after.workspaces) == (0, before.workspaces)
