@@ -36,6 +36,7 @@ _READ_BYTES = (
 )  # most environments in one read; below glibc's mmap threshold, so no page faults each time
 # A process can go away between any two looks at it; ESRCH comes from a file that was opened before it went.
 _GONE = (FileNotFoundError, ProcessLookupError)
+_PF_EXITING = 0x4  # include/linux/sched.h
 
 
 class ProcessId(int):
@@ -97,6 +98,9 @@ def set_oom_score_adj(pid: int, value: int) -> bool:
     except _GONE:
         return False
     except PermissionError as error:
+        # The files of one that has ended and isn't reaped are root's (proc(5), /proc/pid): a step of a millisecond.
+        if _has_ended(pid):
+            return False
         raise AgentError(
             f"can't set oom_score_adj of process {pid} to {value}: {error.strerror}; "
             "the process belongs to another user, or lowering it needs CAP_SYS_RESOURCE"
@@ -316,6 +320,13 @@ def _stat(pid: int) -> _Stat | None:
 
 
 @functools.cache
+def _has_ended(pid: int) -> bool:
+    # Field 9 of proc(5)'s stat; the flag is set before the state says so.
+    data = _read(f"/proc/{pid}/stat")
+    fields = data[data.rfind(b")") + 2 :].split()
+    return len(fields) < 7 or bool(int(fields[6]) & _PF_EXITING) or fields[0] in (b"Z", b"X")
+
+
 def _has_children_files() -> bool:
     return Path("/proc/thread-self/children").exists()  # CONFIG_PROC_CHILDREN
 

@@ -319,6 +319,26 @@ def test_foreign_processes_are_told_apart_from_gone_ones(tree: Tree) -> None:
     assert foreign.poll() is None
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_step_that_ended_at_once_is_gone_and_not_foreign() -> None:
+    """Root may write to a zombie's files; the agent's user may not."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setuid(65534)
+            ended = os.fork()
+            if ended == 0:
+                os._exit(0)
+            os.waitid(os.P_PID, ended, os.WEXITED | os.WNOWAIT)
+            code = 0 if not processes.set_oom_score_adj(ended, 500) else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
 @pytest.mark.slow
 def test_listings_take_less_than_three_milliseconds_among_300_processes(tree: Tree) -> None:
     shell = tree.run("i=0; while [ $i -lt 220 ]; do sleep 60 & i=$((i+1)); done; wait")
