@@ -33,9 +33,9 @@ CONF
         say "removing unattended-upgrades"
         retry "removing unattended-upgrades" run_apt purge --yes unattended-upgrades
     fi
-    # Masked: a package that is upgraded in a later image would enable them again.
-    systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer
     disable apt-daily.timer apt-daily-upgrade.timer man-db.timer
+    # A package that is upgraded in a later image would enable them again.
+    systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer
 }
 
 set_locale() {

@@ -27,6 +27,11 @@ link_postgresql() {
     say "initdb, pg_ctl and postgres $POSTGRESQL_VERSION are in /usr/local/bin"
 }
 
+# It lies in /usr/sbin, which is not in a build's PATH.
+link_mariadb() {
+    ln -sfn /usr/sbin/mariadbd /usr/local/bin/mariadbd
+}
+
 # Made by its package, with a root password of nobody; builds have data directories of their own.
 empty_mariadb() {
     if [[ -d /var/lib/mysql/mysql ]]; then
@@ -40,4 +45,5 @@ no_cluster
 install_packages
 disable postgresql.service mariadb.service redis-server.service
 link_postgresql
+link_mariadb
 empty_mariadb

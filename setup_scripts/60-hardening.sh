@@ -102,6 +102,10 @@ include "/etc/nftables.d/*.nft"
 CONF
     # Its own way of starting flushes all rules; enabled, it is at work before the network is there.
     put /etc/systemd/system/nftables.service.d/10-build-agent.conf <<'CONF'
+[Unit]
+# In a container that may not set rules the unit is passed over instead of failing.
+ConditionCapability=CAP_NET_ADMIN
+
 [Service]
 ExecReload=
 ExecReload=/usr/sbin/nft -f /etc/nftables.conf

@@ -269,6 +269,9 @@ main() {
         return
     fi
     [[ $EUID -eq 0 || $state != /var/lib/build-agent-setup ]] || wrong "run it as root"
+    # As nohup over ssh, or a unit, may leave it: what is installed is found, whoever starts us.
+    export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    umask 022
     mkdir -p "$state/done"
     take_lock
     trap 'stopped 143' TERM

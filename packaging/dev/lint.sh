@@ -9,6 +9,8 @@ cd "$(dirname "$0")/../.."
 .venv/bin/mypy --no-error-summary
 # The folders of tests are no packages; without this two files of one name would be one module.
 .venv/bin/mypy --strict --no-error-summary --explicit-package-bases tests
+# Checks of a finished server run by Debian's own pytest, beside their conftest.
+MYPYPATH=setup_scripts/verify .venv/bin/mypy --strict --no-error-summary --explicit-package-bases setup_scripts/verify
 
 # Every script, whatever its name: by ending or by first line.
 mapfile -d '' -t scripts < <(

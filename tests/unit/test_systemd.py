@@ -21,7 +21,9 @@ OBVIOUS = frozenset(
 )
 # Read by the others, never run: lib.sh, pins.sh, profiles.sh.
 SCRIPTS = sorted(
-    path for path in (ROOT / "setup_scripts").glob("*.sh") if path.name not in {"lib.sh", "pins.sh", "profiles.sh"}
+    path
+    for path in (ROOT / "setup_scripts").glob("*.sh")
+    if path.name not in {"lib.sh", "pins.sh", "profiles.sh"}
 )
 
 
