@@ -119,10 +119,13 @@ identity() {
 agent() {
     gone 'registration of the agent that ran here' /var/lib/build-agent/server-id /var/lib/build-agent/life
     bare 'spool: output of builds of another server' /var/lib/build-agent/spool
-    bare 'state of the agent that ran here' /var/lib/build-agent
     bare 'secret of builds' /etc/build-agent/secrets
-    # Reports of the checks may stay: they say what was seen and hold no identity.
     local path
+    # What has been named above is not named again.
+    while IFS= read -r path; do
+        remove "$path" 'state of the agent that ran here'
+    done < <(find "$root/var/lib/build-agent" -mindepth 1 -maxdepth 1 ! -name spool ! -name server-id ! -name life 2>/dev/null)
+    # Reports of the checks may stay: they say what was seen and hold no identity.
     while IFS= read -r path; do
         remove "$path" 'left by the set-up'
     done < <(find "$root/var/lib/build-agent-setup" -mindepth 1 -maxdepth 1 ! -name 'report*' 2>/dev/null)
@@ -158,7 +161,7 @@ credentials() {
         [[ -f $path ]] || continue
         while IFS= read -r line; do
             tell "$path" "line $line holds a password or token; take it out of the image by hand"
-        done < <(grep -nE '^[^#]*([a-z+]+://[^/@[:space:]]*:[^/@[:space:]]+@|_authToken|(password|passwd|token|secret)[a-z_]*"?[[:space:]]*[=:][[:space:]]*"?[^"[:space:]])' \
+        done < <(grep -niE '^[^#]*([a-z+]+://[^/@[:space:]]*:[^/@[:space:]]+@|_authToken|(password|passwd|token|secret)[a-z_]*"?[[:space:]]*[=:][[:space:]]*"?[^"[:space:]])' \
             "$path" 2>/dev/null | cut -d : -f 1)
     done < <(
         shopt -s nullglob
