@@ -319,7 +319,6 @@ def _stat(pid: int) -> _Stat | None:
     return _Stat(fields[0], int(fields[1]), int(fields[3]), int(fields[17]), int(fields[19]))
 
 
-@functools.cache
 def _has_ended(pid: int) -> bool:
     # Field 9 of proc(5)'s stat; the flag is set before the state says so.
     data = _read(f"/proc/{pid}/stat")
@@ -327,6 +326,7 @@ def _has_ended(pid: int) -> bool:
     return len(fields) < 7 or bool(int(fields[6]) & _PF_EXITING) or fields[0] in (b"Z", b"X")
 
 
+@functools.cache
 def _has_children_files() -> bool:
     return Path("/proc/thread-self/children").exists()  # CONFIG_PROC_CHILDREN
 
