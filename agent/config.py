@@ -119,6 +119,14 @@ class Settings:
     librato_user: str = declare("", "Account at Librato; empty: nothing is sent there.")
     librato_token: str = declare("", "Token of the account at Librato.", secret=True)
     statsd_address: str = declare("", "StatsD server (UDP); empty: nothing is sent there.", setting.ADDRESS)
+    local_dir: Path = declare(
+        Path("/var/lib/build-agent-machines"), "Where the local provider keeps machines and images."
+    )
+    local_subnet: str = declare(
+        "10.213.0.0/24",
+        "Private network of local machines; its first address is this host's.",
+        setting.SUBNET,
+    )
     log_format: str = declare(
         "auto", "auto: journal if stderr leads there, else text.", choices=("auto", "text", "json", "journal")
     )

@@ -40,7 +40,7 @@ ALLOWED_SKIPS: Mapping[str, AllowedSkip] = {
         lambda: os.geteuid() != 0,
     ),
     "needs a booted machine": AllowedSkip(
-        "booting a root filesystem takes root, systemd-nspawn and mmdebstrap; make test installs neither",
+        "booting a root filesystem takes root, and systemd-nspawn and mmdebstrap, which make test installs",
         lambda: (
             os.geteuid() != 0 or shutil.which("systemd-nspawn") is None or shutil.which("mmdebstrap") is None
         ),

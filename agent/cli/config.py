@@ -23,6 +23,7 @@ _GROUPS = {
     "chunk_bytes": "Output",
     "min_free_bytes": "Preflight",
     "health_address": "Health and metrics",
+    "local_dir": "Machines on this host",
     "log_format": "Logs",
 }
 _HEAD = """\

@@ -84,6 +84,11 @@ need_python
 if [[ $purpose == test ]]; then
     need_command shellcheck shellcheck "lints the shell scripts"
     need_command ps procps "tests look at processes"
+    need_command mmdebstrap mmdebstrap "makes the root filesystem that tests boot"
+    need_command systemd-nspawn systemd-container "boots it"
+    need_command ip iproute2 "gives each machine a network"
+    need_command nft nftables "leads it out"
+    need_command ssh openssh-client "logs in to it"
     if ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && ! command -v initdb >/dev/null; then
         need postgresql "the tests' database"
     fi

@@ -68,6 +68,8 @@ OTHER: dict[str, tuple[str, object]] = {
     "librato_user": ("ops@example.test", "ops@example.test"),
     "librato_token": ("t0ken", "t0ken"),
     "statsd_address": ("[::1]:8125", "[::1]:8125"),
+    "local_dir": ("/srv/machines", Path("/srv/machines")),
+    "local_subnet": ("10.9.8.0/24", "10.9.8.0/24"),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
 } | {
@@ -250,6 +252,7 @@ class TestFaults:
                 ("database_url", text)
                 for text in ("", "mysql://h/d", "postgres://h/d", "sqlite://", "sqlite:///a")
             ),
+            *(("local_subnet", text) for text in ("", "10.0.0.0", "10.0.0.0/8", "any/24")),
             *(("log_format", text) for text in ("", "xml", "JSON")),
             *(("server_name", text) for text in ("a b", "-a", "a\x1b[2J")),
         ],
