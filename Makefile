@@ -19,6 +19,7 @@ help:  ## List the targets
 	@echo 'make test        lint, then every test'
 	@echo 'make test-fast   unit and integration tests, the slow ones left out: under 90 seconds'
 	@echo 'make lint        ruff, mypy --strict, shellcheck'
+	@echo 'make deb         the Debian package, in dist/'
 	@echo 'make bench       side by side with other agents, as a table'
 	@echo 'make clean       remove the virtual environment, caches and build products'
 	@echo
@@ -41,6 +42,11 @@ test-fast: ready
 .PHONY: lint
 lint: ready
 	@packaging/dev/lint.sh
+
+.PHONY: deb
+deb:
+	@packaging/dev/packages.sh deb
+	@packaging/deb/build.sh $(ARGS)
 
 .PHONY: bench
 bench: ready

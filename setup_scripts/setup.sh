@@ -272,6 +272,7 @@ main() {
     # As nohup over ssh, or a unit, may leave it: what is installed is found, whoever starts us.
     export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     umask 022
+    cd /
     mkdir -p "$state/done"
     take_lock
     trap 'stopped 143' TERM

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that are missing for "demo" or "test", and nothing when nothing is.
+# Installs the Debian packages that are missing for "demo", "test" or "deb", and nothing when nothing is.
 # One line says what each is for. Needs root or sudo only when something has to be installed.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-purpose=${1:?usage: packages.sh demo|test}
+purpose=${1:?usage: packages.sh demo|test|deb}
 packages=()
 lines=()
 
@@ -77,22 +77,39 @@ need_systemd_build() {
     fi
 }
 
-need_command setpriv util-linux "ties the servers' lives to ours"
-need_command redis-server redis-server "the queue"
-need_command git git "checks out what is built"
-need_python
-if [[ $purpose == test ]]; then
-    need_command shellcheck shellcheck "lints the shell scripts"
-    need_command ps procps "tests look at processes"
-    need_command mmdebstrap mmdebstrap "makes the root filesystem that tests boot"
-    need_command systemd-nspawn systemd-container "boots it"
-    need_command ip iproute2 "gives each machine a network"
-    need_command nft nftables "leads it out"
-    need_command ssh openssh-client "logs in to it"
-    if ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && ! command -v initdb >/dev/null; then
-        need postgresql "the tests' database"
-    fi
+# The package is built for the system's own Python, whichever runs the tests.
+need_deb_build() {
+    need_command dh debhelper "builds the Debian package"
     need_systemd_build
+    if ! [[ -x /usr/bin/python3 ]] || ! /usr/bin/python3 -c 'import venv, ensurepip' 2>/dev/null; then
+        need python3-venv "makes the environment in the Debian package"
+    fi
+    need_headers /usr/bin/python3
+}
+
+if [[ $purpose == deb ]]; then
+    need_command git git "gives the Debian package its version"
+    need_deb_build
+else
+    need_command setpriv util-linux "ties the servers' lives to ours"
+    need_command redis-server redis-server "the queue"
+    need_command git git "checks out what is built"
+    need_python
+    if [[ $purpose == test ]]; then
+        need_command shellcheck shellcheck "lints the shell scripts"
+        need_command ps procps "tests look at processes"
+        if ! compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && ! command -v initdb >/dev/null; then
+            need postgresql "the tests' database"
+        fi
+        # Brings what systemd-python takes, too.
+        need_deb_build
+        need_command lintian lintian "checks the Debian package"
+        need_command mmdebstrap mmdebstrap "makes the root filesystem that tests boot"
+        need_command systemd-nspawn systemd-container "boots it"
+        need_command ip iproute2 "gives each machine a network"
+        need_command nft nftables "leads it out"
+        need_command ssh openssh-client "logs in to it"
+    fi
 fi
 
 if [[ ${#packages[@]} -eq 0 ]]; then

@@ -7,10 +7,13 @@ whose base is that one.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from agent.fleet.local import debian
 from agent.fleet.local.provider import LocalProvider
 from tests.machine.machine import BootedMachine
 
+ROOT = Path(__file__).parents[2]
 CACHE = Path("/var/cache/build-agent-tests")
 # Not in /tmp, which may lie in memory; overlayfs wants a real file system below it.
 PLACE = Path("/var/tmp")
@@ -32,19 +36,58 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.machine)
             item.add_marker(pytest.mark.root)
+            item.add_marker(pytest.mark.timeout(600))  # the first to ask makes base and package
+
+
+@contextmanager
+def cache_locked(name: str) -> Iterator[None]:
+    """Be the only worker that makes this; the others wait, and then find it."""
+    CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (CACHE / f"lock-{name}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def cached_base() -> Path:
-    """Return the folder of the base image, which the first that asks makes; others wait."""
+    """Return the folder of the base image, which the first that asks makes."""
     kept = CACHE / f"base-{debian.recipe(debian.DEFAULT_BASE)}"
-    CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made = kept / "images" / debian.DEFAULT_BASE
+    made = kept / "images" / debian.DEFAULT_BASE
+    with cache_locked("base"):
         if not made.exists():
             for old in CACHE.glob("base-*"):
                 shutil.rmtree(old)
             LocalProvider(kept, "10.213.255.0/24").base_image(debian.DEFAULT_BASE)
+    return made
+
+
+def sources_digest() -> str:
+    """Return a checksum over all that goes into the Debian package."""
+    digest = hashlib.sha256()
+    roots = ("agent", "docs", "packaging", "setup_scripts", "systemd")
+    files = [path for root in roots for path in (ROOT / root).rglob("*") if path.is_file()]
+    files += [ROOT / name for name in ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml")]
+    for path in sorted(files):
+        if path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(ROOT)} {path.stat().st_mode:o}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def package() -> Path:
+    """The Debian package of these sources, built once."""
+    kept = CACHE / f"deb-{sources_digest()}"
+    with cache_locked("deb"):
+        if not kept.exists():
+            for old in CACHE.glob("deb-*"):
+                shutil.rmtree(old)
+            making = CACHE / "deb-making"
+            done = subprocess.run(
+                [ROOT / "packaging/deb/build.sh", "--output", making],
+                capture_output=True, text=True, timeout=600, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+            making.rename(kept)
+    (made,) = kept.glob("build-agent_*.deb")
     return made
 
 
