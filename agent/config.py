@@ -42,6 +42,12 @@ class Settings:
         "auto", "Who knows the machine; auto: EC2 if it answers.", choices=("auto", "ec2", "none")
     )
     metadata_url: str = declare("http://169.254.169.254", "EC2's metadata service.", setting.HTTP_URL)
+    notice_s: float = seconds(
+        5, 0.1, 60, "Between two looks for notices of the cloud that the server is to go."
+    )
+    notice_margin_s: float = seconds(
+        20, 0, 110, "How long before the server's announced end what still runs is given back."
+    )
     redis_url: str = declare(
         "redis://127.0.0.1:6379/0", "Redis, which carries queues.", setting.REDIS_URL, secret=True
     )

@@ -27,7 +27,7 @@ from agent.host.identity import identify
 from agent.host.sdnotify import Notifier
 from agent.metrics import catalogue as gauge
 from agent.model.outcome import Outcome
-from agent.model.server import OrderKind, ServerState
+from agent.model.server import ServerState
 from agent.store import schema
 
 T = TypeVar("T")
@@ -171,6 +171,8 @@ class Agent:
         self._add_loop("leader", self._lead, interval_s=settings.sweep_s)
         self._add_loop("listener", listener.cycle, interval_s=0)
         self._add_loop("gauges", parts.pump.cycle, interval_s=settings.gauges_interval_s)
+        if parts.identity.host["cloud"] == "ec2":
+            self._add_loop("host-notices", parts.read_notice, interval_s=settings.notice_s)
         for slot in parts.slots:
             # A slot's thread ends when the slot is stopped, and only then.
             loop = Loop(slot.name, slot.serve, interval_s=0, is_endless=False)
@@ -223,9 +225,9 @@ class Agent:
             if not any(loop.is_alive for loop in self._slot_loops):
                 _log.info("agent.all_slots_shut", "every slot was shut down through RQ")
                 return
-            if vitals.condition.wanted.kind in (OrderKind.DRAIN, OrderKind.TERMINATE):
+            if vitals.condition.is_draining:
                 if vitals.condition.drain_deadline.is_passed:
-                    self._give_back("the drain's deadline has passed")
+                    self._give_back(vitals.condition.give_back_words)
                 if vitals.condition.is_leaving_asked and not vitals.gate.in_hand:
                     _log.info("agent.terminated", vitals.condition.wanted.words)
                     return
@@ -235,10 +237,8 @@ class Agent:
                 if not self._guardian.is_alive:
                     # An agent that is killed without a guardian would leave its steps behind.
                     self._guardian.start()
-                processes.reap_orphans(self._known_children(), grace_s=10.0)
-
-    def _known_children(self) -> set[int]:
-        return {self._guardian.pid} if self._guardian.pid is not None else set()
+                guardian = self._guardian.pid
+                processes.reap_orphans([guardian] if guardian else [], grace_s=10.0)
 
     def _lead(self) -> None:
         if self._parts is not None and self._vitals.redis.is_up and self._vitals.database.is_up:

@@ -1,4 +1,4 @@
-"""What the agent is about to do and whether it takes builds: the operator's word, signals, and what it sees itself.
+"""What the agent is about to do and whether it takes builds: operators, signals, the cloud, what it sees itself.
 
 Owns the order of precedence between them. It decides; others act.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent import clock
+from agent.host.notices import Notice
 from agent.model.server import OrderKind, Server, ServerState
 
 
@@ -46,6 +47,8 @@ class Condition:
         self._lock = threading.Lock()
         self._wanted = Wanted()
         self._deadline = clock.Deadline(None)
+        self._notice: Notice | None = None
+        self._notice_deadline = clock.Deadline(None)
         self._stop_reason: str | None = None
         self._is_started = False
 
@@ -79,6 +82,23 @@ class Condition:
             )
         )
 
+    def notice(self, notice: Notice | None, *, margin_s: float) -> bool:
+        """Take what the cloud says of the server's end, or that it says nothing any more; whether that is news.
+
+        Args:
+            margin_s: how long before the end what still runs is given back.
+        """
+        with self._lock:
+            if notice == self._notice:
+                return False
+            self._notice = notice
+            remaining_s = None
+            if notice is not None and notice.at is not None:
+                remaining_s = max(0.0, (notice.at - clock.utc_now()).total_seconds() - margin_s)
+            self._notice_deadline = clock.Deadline.after(remaining_s)
+        self._on_change()
+        return True
+
     def stop(self, reason: str) -> None:
         """Take nothing more, whatever operators say: the agent is on its way out."""
         with self._lock:
@@ -100,9 +120,20 @@ class Condition:
         return self._wanted.kind is OrderKind.TERMINATE
 
     @property
+    def is_draining(self) -> bool:
+        """Whether an operator or the cloud wants the server empty."""
+        return self._wanted.kind in (OrderKind.DRAIN, OrderKind.TERMINATE) or self._notice is not None
+
+    @property
     def drain_deadline(self) -> clock.Deadline:
-        """When what still runs is to be given back, if the operator has set a limit."""
-        return self._deadline
+        """When what still runs is to be given back, if the operator has set a limit or the cloud has."""
+        return self._deadline.earlier(self._notice_deadline)
+
+    @property
+    def give_back_words(self) -> str:
+        """Why what still runs is given back at the deadline."""
+        notice = self._notice
+        return "the drain's deadline has passed" if notice is None else notice.words
 
     def judge(self, *, in_hand: int, faults: Sequence[str]) -> Verdict:
         """Return the state and the reasons; `faults` are what links, preflight and RQ say against a build."""
@@ -111,9 +142,12 @@ class Condition:
             return Verdict(state=ServerState.DRAINING, reasons=[self._stop_reason, *faults])
         if wanted.kind is OrderKind.QUARANTINE:
             return Verdict(state=ServerState.QUARANTINED, reasons=[wanted.words, *faults])
-        if wanted.kind in (OrderKind.DRAIN, OrderKind.TERMINATE):
-            state = ServerState.DRAINING if in_hand else ServerState.DRAINED
-            return Verdict(state=state, reasons=[wanted.words, *faults])
+        if self.is_draining:
+            is_asked = wanted.kind in (OrderKind.DRAIN, OrderKind.TERMINATE)
+            why = wanted.words if is_asked or self._notice is None else self._notice.words
+            return Verdict(
+                state=ServerState.DRAINING if in_hand else ServerState.DRAINED, reasons=[why, *faults]
+            )
         if not self._is_started:
             return Verdict(state=ServerState.STARTING, reasons=["starting", *faults])
         if faults:

@@ -23,7 +23,9 @@ from agent.config import Settings
 from agent.daemon.heartbeat import DatabaseHeartbeat, RedisHeartbeat
 from agent.daemon.vitals import Vitals
 from agent.errors import QueueUnavailable
+from agent.host import notices
 from agent.host.guardian import Guardian
+from agent.host.metadata import MetadataClient
 from agent.metrics import machine
 from agent.metrics.pump import Pump, open_sinks
 from agent.model.build import AttemptRef, Claim
@@ -92,6 +94,7 @@ class Parts:
             session=lambda: vitals.lease.session,
         )
         self.leader.watch_queues(self.queues)
+        self._metadata = MetadataClient(settings.metadata_url)
 
     def make_listener(self, on_nudge: Callable[[], None]) -> Listener:
         """Return the listener, which wakes the heartbeat."""
@@ -123,6 +126,18 @@ class Parts:
             agent_version=__version__,
             lease_s=self.vitals.settings.lease_s,
         )
+
+    def read_notice(self) -> None:
+        """Ask the cloud whether this server is to go, and act on what it says.
+
+        Raises: MetadataUnavailable (retriable): what it said before stands.
+        """
+        notice = notices.read(self._metadata)
+        if self.vitals.condition.notice(notice, margin_s=self.vitals.settings.notice_margin_s):
+            if notice is None:
+                _log.warning("host.notice_withdrawn", "the server may stay")
+            else:
+                _log.warning("host.notice", notice.words)
 
     def requeue(self, result: attempts.EndResult) -> None:
         """Bring a build that waits again to Redis; if that is away, the sweep does it later."""

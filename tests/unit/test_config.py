@@ -33,6 +33,8 @@ OTHER: dict[str, tuple[str, object]] = {
     "tags": ("arch=arm64,os=debian", {"arch": "arm64", "os": "debian"}),
     "cloud": ("none", "none"),
     "metadata_url": ("http://127.0.0.1:8111", "http://127.0.0.1:8111"),
+    "notice_s": ("2s", 2.0),
+    "notice_margin_s": ("1min", 60.0),
     "redis_url": ("unix:///run/redis.sock", "unix:///run/redis.sock"),
     "database_url": ("postgresql://db/builds", "postgresql://db/builds"),
     "lease_s": ("1min", 60.0),

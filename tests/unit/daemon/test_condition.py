@@ -8,6 +8,7 @@ import pytest
 
 from agent import clock
 from agent.daemon.condition import Condition, Wanted
+from agent.host.notices import Notice
 from agent.model.server import OrderKind, ServerState
 
 FAULTS = ["database: gone"]
@@ -127,6 +128,47 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> WallClock:
     made = WallClock()
     monkeypatch.setattr(clock, "utc_now", made)
     return made
+
+
+def noticed(at: datetime | None = None, wanted: Wanted = RESUME) -> Condition:
+    made = condition(wanted)
+    made.notice(Notice(words="spot notice", at=at), margin_s=20)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("wanted", "in_hand", "state", "reason"),
+    [
+        (RESUME, 1, ServerState.DRAINING, "spot notice"),
+        (RESUME, 0, ServerState.DRAINED, "spot notice"),
+        (DRAIN, 1, ServerState.DRAINING, "drain asked by ann: new image"),
+        (QUARANTINE, 0, ServerState.QUARANTINED, "quarantine asked by ann"),
+    ],
+)
+def test_f08_notice_of_the_cloud_drains_behind_what_operators_say(
+    wanted: Wanted, in_hand: int, state: ServerState, reason: str
+) -> None:
+    verdict = noticed(wanted=wanted).judge(in_hand=in_hand, faults=[])
+    assert verdict.state is state
+    assert verdict.reasons[0].startswith(reason)
+
+
+def test_f08_notice_that_is_taken_back_is_news_once() -> None:
+    made = noticed()
+    assert not made.notice(Notice(words="spot notice"), margin_s=20)
+    assert made.notice(None, margin_s=20)
+    assert not made.notice(None, margin_s=20)
+    assert made.judge(in_hand=0, faults=[]).state is ServerState.ACCEPTING
+
+
+def test_f08_end_is_the_notices_less_the_margin_and_never_later_than_the_operators(wall: WallClock) -> None:
+    made = noticed(wall.now + timedelta(seconds=120))
+    assert 99 < (made.drain_deadline.remaining_s or 0) <= 100
+    made.want(Wanted(kind=OrderKind.DRAIN, deadline_at=wall.now + timedelta(seconds=50)))
+    assert 49 < (made.drain_deadline.remaining_s or 0) <= 50
+    made.want(Wanted(kind=OrderKind.DRAIN, deadline_at=wall.now + timedelta(hours=1)))
+    assert 99 < (made.drain_deadline.remaining_s or 0) <= 100
+    assert made.give_back_words == "spot notice"
 
 
 def test_order_without_a_deadline_has_none() -> None:
