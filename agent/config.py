@@ -64,6 +64,21 @@ class Settings:
     image_file: Path = declare(
         Path("/etc/build-agent/image.json"), "What the image says of itself; may be missing."
     )
+    setup_dir: Path = declare(
+        Path("/var/lib/build-agent-setup"),
+        "Where set-up scripts keep their state; an unfinished one bars the agent.",
+    )
+    boot_canary: str = declare(
+        "auto",
+        "A build before the server joins; auto: where the image file is there.",
+        choices=("auto", "on", "off"),
+    )
+    when_unfit: str = declare(
+        "auto",
+        "What a server does that can't join; auto: powers off where the image file is there.",
+        choices=("auto", "poweroff", "stay"),
+    )
+    unfit_delay_s: float = seconds(300, 60, DAY_S, "From the word that a server powers off to the end.")
     lease_s: float = seconds(
         30, 1, 3600, "Without a heartbeat for so long an attempt is lost and runs elsewhere."
     )

@@ -99,3 +99,9 @@ class SecretError(AgentError):
 
 class AgentFailed(AgentError):
     """The daemon can't go on; the text is the reason it stops with."""
+
+
+class ServerUnfit(AgentError):
+    """This server must not take builds: it is set up in part, or can't run one. Starting it again will not help."""
+
+    exit_code = 78

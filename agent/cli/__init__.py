@@ -36,6 +36,14 @@ COMMANDS = {
     "db": ("db", "Create, upgrade and check the database."),
     "config": ("config", "Check and show the settings."),
     "schema": ("schema", "Print the JSON schema of build definitions, or check one."),
+    "first-boot": (
+        "first_boot",
+        "Take the settings a server was launched with from its user data; refuse one that is set up in part.",
+    ),
+    "unfit": (
+        "unfit",
+        "Say on the console why this server takes no builds, and power it off if it was started from an image.",
+    ),
     "completion": (
         "completion",
         "Print the script that makes a shell complete commands, builds and servers.",
@@ -54,7 +62,7 @@ class _LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"agent.cli.{COMMANDS[name][0]}")
-        command: click.Command = getattr(module, name)
+        command: click.Command = getattr(module, name.replace("-", "_"))
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:

@@ -18,6 +18,7 @@ _GROUPS = {
     "server_name": "Server",
     "redis_url": "Queue and database",
     "state_dir": "Directories and files",
+    "setup_dir": "Boot",
     "lease_s": "Delivery",
     "shell": "Steps",
     "chunk_bytes": "Output",

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from agent import clock, log
 from agent.config import Settings
+from agent.daemon import canary
 from agent.daemon.health import HealthEndpoint
 from agent.daemon.link import Link
 from agent.daemon.loop import Loop
@@ -84,6 +85,7 @@ class Agent:
         self._guardian.end_former_life()
         self._guardian.start()
         try:
+            canary.admit(self._settings, life=self._guardian.life)
             if self._come_up():
                 self._watch()
         finally:
@@ -227,7 +229,7 @@ class Agent:
                 return
             if vitals.condition.is_draining:
                 if vitals.condition.drain_deadline.is_passed:
-                    self._give_back(vitals.condition.give_back_words)
+                    self._end_all(Outcome.PREEMPTED, vitals.condition.give_back_words, grace_s=None)
                 if vitals.condition.is_leaving_asked and not vitals.gate.in_hand:
                     _log.info("agent.terminated", vitals.condition.wanted.words)
                     return
@@ -282,9 +284,6 @@ class Agent:
         why = "the server could reach neither the database nor Redis"
         self._end_all(Outcome.LOST, why, grace_s=lease.fence_grace_s)
         return FENCE_LOOK_S
-
-    def _give_back(self, why: str) -> None:
-        self._end_all(Outcome.PREEMPTED, why, grace_s=None)
 
     def _end_all(self, outcome: Outcome, why: str, *, grace_s: float | None) -> None:
         for slot in self._parts.slots if self._parts is not None else ():
@@ -343,7 +342,7 @@ class Agent:
         limit = clock.Deadline.after(self._settings.kill_grace_s + FLUSH_S)
         while True:
             # Over and over: a slot between the gate and its claim has nothing that could be ended yet.
-            self._give_back(why)
+            self._end_all(Outcome.PREEMPTED, why, grace_s=None)
             if vitals.gate.wait_idle(0.2) or limit.is_passed:
                 break
         if self._parts is not None:

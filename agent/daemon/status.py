@@ -10,6 +10,7 @@ from agent import __version__
 from agent.daemon.health import Views
 from agent.daemon.parts import Parts
 from agent.daemon.vitals import Vitals
+from agent.host import former_end
 from agent.metrics import catalogue as gauge
 from agent.metrics.prometheus import PrometheusExposition
 from agent.queue.slot import Slot
@@ -22,6 +23,7 @@ class Status:
         self._vitals = vitals
         self._dead = dead
         self._exposition = PrometheusExposition(vitals.metrics)
+        self._former_end = former_end.read(vitals.settings.state_dir)
         self.parts: Parts | None = None
 
     def views(self) -> Views:
@@ -63,6 +65,7 @@ class Status:
             "state": verdict.state,
             "reasons": list(vitals.gate.reasons),
             "wanted": vitals.condition.wanted.kind,
+            "former_end": self._former_end,
             "links": {link.name: link.fault or "up" for link in (vitals.database, vitals.redis)},
             "lease_age_s": round(vitals.lease.age_s, 3),
             "dead": list(self._dead()),

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from agent.daemon.agent import HANG_S
+from agent.errors import ServerUnfit
 from agent.queue.private import PrivateRedis
+from agent.store import servers
 from tests.acceptance.farm import Farm
 from tests.services import wait_until
 
@@ -81,3 +83,14 @@ def test_agent_that_ends_by_itself_tells_that_it_stops_before_it_hands_over(
     more_time = f"EXTEND_TIMEOUT_USEC={round(HANG_S * 1_000_000)}"
     wait_until(lambda: more_time in manager.heard(), 10, "time for the hand-over to be asked for")
     assert agent.wait_exit() == 0
+
+
+def test_server_that_cannot_build_never_registers(sqlite_farm: Farm) -> None:
+    """Guards: `canary.admit`, before anything is told to the database."""
+    farm = sqlite_farm
+    agent = farm.agent("unfit", wait_ready=False, boot_canary="on", shell="/bin/false")
+    assert agent.wait_exit() == ServerUnfit.exit_code
+    assert "the boot canary ended with 1, so this server can't build" in agent.log()
+    assert servers.list_servers(farm.store) == []
+    agent.start(boot_canary="on", shell="/bin/bash,-euo,pipefail,-c")
+    assert "canary.passed" in agent.log()

@@ -156,7 +156,9 @@ def fault_of(words: tuple[str, ...]) -> str | None:
         return None
     if rest[0] not in COMMANDS:
         return f"no command {rest[0]}"
-    command: click.Command = getattr(importlib.import_module(f"agent.cli.{COMMANDS[rest[0]][0]}"), rest[0])
+    command: click.Command = getattr(
+        importlib.import_module(f"agent.cli.{COMMANDS[rest[0]][0]}"), rest[0].replace("-", "_")
+    )
     rest.pop(0)
     if isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         if rest[0] not in command.commands:

@@ -11,6 +11,7 @@ import pytest
 
 from agent.config import Settings
 from agent.errors import AgentFailed, SchemaMismatch, SettingsError
+from agent.host import former_end
 from agent.queue.lease import FENCE_MARGIN_SHARE
 
 ROOT = Path(__file__).parents[2]
@@ -29,10 +30,14 @@ SCRIPTS = sorted(
 
 @cache
 def directives() -> dict[str, str]:
-    """Return the unit's lines by name; a name stands once."""
+    """Return the unit's lines by name."""
     lines = [line for line in UNIT.read_text().splitlines() if "=" in line and not line.startswith("#")]
-    found = dict(line.split("=", 1) for line in lines)
-    assert len(found) == len(lines)
+    found: dict[str, str] = {}
+    for line in lines:
+        name, value = line.split("=", 1)
+        # What names other units may stand more than once, each with its own reason.
+        assert name not in found or name in ("After", "Requires"), name
+        found[name] = f"{found[name]} {value}" if name in found else value
     return found
 
 
@@ -40,6 +45,20 @@ def seconds(text: str) -> float:
     """Read a time span of systemd.time(7), as far as the unit uses them."""
     number, unit = re.fullmatch(r"(\d+)(s|min|h)?", text).groups()  # type: ignore[union-attr]
     return float(number) * {"min": 60, "h": 3600}.get(unit, 1)
+
+
+def test_first_boot_comes_before_the_agent_and_its_failure_is_told() -> None:
+    assert "build-agent-first-boot.service" in directives()["Requires"]
+    assert "build-agent-first-boot.service" in directives()["After"]
+    first = (ROOT / "systemd/build-agent-first-boot.service").read_text()
+    for unit in (UNIT.read_text(), first):
+        assert "\nOnFailure=build-agent-failed.service\n" in unit
+    assert (ROOT / "systemd/build-agent-failed.service").exists()
+
+
+def test_end_of_a_life_is_left_where_the_next_one_looks() -> None:
+    place = Settings().state_dir / former_end.NAME
+    assert directives()["ExecStopPost"].endswith(f">{place}'")
 
 
 def test_stop_lasts_longer_than_the_drain_it_begins() -> None:
