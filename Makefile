@@ -8,8 +8,7 @@ PYTHON := .venv/bin/python
 # Two pytest workers for each run, whatever the machine: each starts a Redis and a PostgreSQL of its own, and tests
 # that measure time must not be starved by more workers than cores.
 JOBS ?= 2
-# Tests marked xdist_group run on one worker, in order; all others go to whoever is free.
-PYTEST := $(PYTHON) -m pytest --numprocesses $(JOBS) --dist loadgroup
+PYTEST := $(PYTHON) -m pytest --numprocesses $(JOBS)
 # Words for the command: make demo ARGS="--slots 4", make test ARGS="-k drain".
 ARGS ?=
 

@@ -75,7 +75,7 @@ def run(settings: Settings, *, life: str) -> float:
     try:
         workspaces = Workspaces(settings.workspace_dir)
         workspace = workspaces.create(_ID, 1)
-    except (WorkspaceError, OSError) as error:
+    except WorkspaceError as error:
         raise ServerUnfit(f"the boot canary has no workspace: {error}") from error
     sink, token = _Sink(), CancelToken()
     try:

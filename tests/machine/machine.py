@@ -29,12 +29,13 @@ class BootedMachine:
         *,
         name: str = "server",
         tags: Mapping[str, str] | None = None,
+        wait_up: bool = True,
         **more: Any,
     ) -> Self:
-        """Start a machine and wait until systemd has started everything."""
+        """Start a machine and wait until systemd has started everything, or answers at all."""
         spec = LaunchSpec(image=image, name=name, token=uuid.uuid4().hex, tags=dict(tags or {}), **more)
         machine = cls(provider, provider.launch(spec).id)
-        machine.wait_up()
+        machine.wait_up("running", "degraded", *([] if wait_up else ["starting"]))
         return machine
 
     @property
@@ -66,17 +67,19 @@ class BootedMachine:
         raw = data.encode() if isinstance(data, str) else data
         self.run(f"install -D -m {mode} /dev/stdin {path}", stdin=raw)
 
-    def is_up(self) -> bool:
-        """Whether systemd has come to the end of its boot; also with a unit that failed."""
+    def is_up(self, *states: str) -> bool:
+        """Whether systemd has come to the end of its boot, also with a unit that failed; or to another state."""
         try:
-            return self.attempt("systemctl is-system-running")[1].strip() in ("running", "degraded")
+            return self.attempt("systemctl is-system-running")[1].strip() in (
+                states or ("running", "degraded")
+            )
         except ProviderUnavailable:
             return False
 
-    def wait_up(self) -> None:
-        """Wait for the end of the boot."""
+    def wait_up(self, *states: str) -> None:
+        """Wait for the end of the boot, or another state."""
         wait_until(
-            self.is_up,
+            lambda: self.is_up(*states),
             UP_S,
             lambda: f"the boot; its console:\n{self.provider.console_output(self.id)[-4000:]}",
         )

@@ -58,6 +58,11 @@ class LocalProvider:
         self._network = network.Network(local_dir=self._state.root, subnet=self._subnet)
 
     @property
+    def local_dir(self) -> Path:
+        """The folder that holds all of it."""
+        return self._state.root
+
+    @property
     def gateway(self) -> str:
         """The host's address as machines see it: what listens on it, or on all addresses, they reach."""
         return str(address.gateway(self._subnet))
