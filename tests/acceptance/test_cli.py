@@ -386,6 +386,8 @@ def test_drain_waits_for_what_runs_and_says_for_what(cli: Cli, sqlite_farm: Farm
     sqlite_farm.wait_running(build_id, printed="begun")
     draining = cli.start("drain", "web-1", "--note", "new image", "--deadline", "10min", "--wait")
     draining.wait_for(f"1 build to finish: {build_id[:8]}")
+    # Said with the first heartbeat after the order was taken.
+    draining.wait_for("given back in ")
     assert draining.process.poll() is None
     assert re.search(r"given back in (9 min|10 min 00)", draining.out)
     gate.touch()
