@@ -102,6 +102,12 @@ metadata = MetaData(
     }
 )
 
+
+def _only(condition: str) -> dict[str, Any]:
+    """Return what makes an index one of the rows that meet a condition."""
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
+
+
 # One row: the oldest schema that an agent may have been written for to work with this one.
 schema_compatibility = Table(
     "schema_compatibility", metadata, Column("compatible_from", Text, primary_key=True)
@@ -189,15 +195,9 @@ attempts = Table(
         "attempts_one_running_idx",
         "build_id",
         unique=True,
-        postgresql_where=text("state = 'running'"),
-        sqlite_where=text("state = 'running'"),
+        **_only("state = 'running'"),
     ),
-    Index(
-        "attempts_running_idx",
-        "server_id",
-        postgresql_where=text("state = 'running'"),
-        sqlite_where=text("state = 'running'"),
-    ),
+    Index("attempts_running_idx", "server_id", **_only("state = 'running'")),
 )
 
 steps = Table(
@@ -265,12 +265,7 @@ orders = Table(
     Column("taken_at", UtcDateTime),
     Column("done_at", UtcDateTime),
     Column("result", Text),
-    Index(
-        "orders_open_idx",
-        "server_id",
-        postgresql_where=text("done_at IS NULL"),
-        sqlite_where=text("done_at IS NULL"),
-    ),
+    Index("orders_open_idx", "server_id", **_only("done_at IS NULL")),
 )
 
 # No foreign keys: what was done stays on the record when its subject is deleted.
@@ -300,6 +295,75 @@ deploy_locks = Table(
         ["build_id", "attempt"], ["attempts.build_id", "attempts.number"], ondelete="CASCADE"
     ),
     Index("deploy_locks_attempt_idx", "build_id", "attempt"),
+)
+
+
+images = Table(
+    "images",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("version", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("provider_image_id", Text),
+    Column("profile", Text, nullable=False),
+    Column("base", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("provenance", _json, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("verified_at", UtcDateTime),
+    Column("changed_at", UtcDateTime, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    CheckConstraint(
+        "state IN ('baking', 'verified', 'failed', 'current', 'previous', 'retired', 'bad')", name="state"
+    ),
+    # A version may be tried again when its bake has failed.
+    Index(
+        "images_version_idx",
+        "provider",
+        "profile",
+        "version",
+        unique=True,
+        **_only("state <> 'failed'"),
+    ),
+    Index("images_created_idx", "created_at", "id"),
+)
+
+image_reports = Table(
+    "image_reports",
+    metadata,
+    Column("image_id", Text, ForeignKey("images.id", ondelete="CASCADE"), nullable=False),
+    Column("ran", Text, nullable=False),
+    Column("junit", Text, nullable=False),
+    Column("report", _json, nullable=False),
+    Column("stored_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("image_id", "ran"),
+    CheckConstraint("ran IN ('bake', 'fresh_boot')", name="ran"),
+)
+
+# No foreign keys to builds and servers: a bake's log may be deleted while what it made is still to be swept.
+bakes = Table(
+    "bakes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("image_id", Text, ForeignKey("images.id", ondelete="CASCADE"), nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("options", _json, nullable=False),
+    Column("made", _json, nullable=False),
+    Column("error", Text),
+    Column("server_id", Text),
+    Column("session", Text),
+    Column("owner_name", Text),
+    Column("owner_process", _json, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("changed_at", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    CheckConstraint("state IN ('running', 'interrupted', 'passed', 'failed')", name="state"),
+    Index("bakes_image_idx", "image_id"),
 )
 
 
