@@ -12,16 +12,21 @@ import threading
 from pathlib import Path
 from typing import Self
 
+# ip(7); not among Python's names.
+_IP_FREEBIND = 15
+
 
 class TcpProxy:
     """Stands between a client and a server and does what networks do.
 
     Args:
         target: (host, port) or the path of a unix socket.
+        host: the address to listen on; this machine need not have it yet.
     """
 
-    def __init__(self, target: tuple[str, int] | Path) -> None:
+    def __init__(self, target: tuple[str, int] | Path, *, host: str = "127.0.0.1") -> None:
         self._target = target
+        self._host = host
         self._lock = threading.Lock()
         self._flow = threading.Event()
         self._flow.set()
@@ -34,7 +39,7 @@ class TcpProxy:
     @property
     def address(self) -> tuple[str, int]:
         """Where clients connect to."""
-        return ("127.0.0.1", self.port)
+        return (self._host, self.port)
 
     @property
     def connection_count(self) -> int:
@@ -84,7 +89,8 @@ class TcpProxy:
     def _listen(self, port: int) -> int:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        listener.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
+        listener.bind((self._host, port))
         listener.listen(64)
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), name="proxy-accept", daemon=True).start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import subprocess
 import uuid
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from agent.fleet.local import debian
@@ -26,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 CACHE = Path("/var/cache/build-agent-tests")
 # Not in /tmp, which may lie in memory; overlayfs wants a real file system below it.
 PLACE = Path("/var/tmp")
+_PREFIX = "build-agent-test-"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -98,10 +101,24 @@ def link_image(image: Path, local_dir: Path) -> None:
     subprocess.run(["cp", "--archive", "--link", image, images], check=True, timeout=60)
 
 
+def remove_what_dead_runs_left() -> None:
+    """End the machines of a run that was killed: they hold its subnet, and nobody else would."""
+    with cache_locked("sweep"):
+        for folder in PLACE.glob(f"{_PREFIX}*"):
+            pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
+            if psutil.pid_exists(int(pid)):
+                continue
+            left = LocalProvider(folder, "10.213.253.0/24")
+            for machine in left.list_machines({}):
+                left.terminate(machine.id)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def provider(worker_id: str) -> Iterator[LocalProvider]:
     """A provider of this worker's own, with the base; nothing of it is left."""
-    local_dir = PLACE / f"build-agent-test-{uuid.uuid4().hex[:8]}"
+    remove_what_dead_runs_left()
+    local_dir = PLACE / f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     link_image(cached_base(), local_dir)
     number = int(worker_id.removeprefix("gw")) if worker_id.startswith("gw") else 250
     made = LocalProvider(local_dir, f"10.213.{number}.0/24")

@@ -26,6 +26,8 @@ from agent.fleet.local.console import Console
 from agent.host import processes
 
 READY = b"ready\n"
+# There from the first boot on: a machine without it was never started.
+STARTED_FILE = "started"
 STOPPING_FILE = "stopping"
 KEEPER_FILE = "keeper.json"
 _CLONE_NEWNS, _CLONE_NEWNET = 0x00020000, 0x40000000  # linux/sched.h
@@ -154,6 +156,8 @@ class Keeper:
             self._ask_again = clock.Deadline.after(_ASK_AGAIN_S)
 
     def _tell_ready(self) -> None:
+        # Here, and not by the command that waits: it may be killed while it does.
+        (self._folder / STARTED_FILE).touch()
         if self._ready >= 0:
             with suppress(OSError):  # the command that waited for it may be gone
                 os.write(self._ready, READY)

@@ -16,7 +16,6 @@ from agent.fleet.provider import LaunchSpec, ProviderError
 
 # A machine that boots writes logs and little else; a build needs more, and says so by itself.
 ROOM_BYTES = 1 << 30
-STARTED_FILE = "started"
 PROGRAMS = ("systemd-nspawn", "ip", "nft", "nsenter", "setsid", "setpriv", "unshare", "mount", "cp")
 _START_LIMIT_S = 60.0
 
@@ -95,7 +94,6 @@ def start(kept: state.State, record: state.MachineRecord) -> None:
         os.close(reader)
         if writer >= 0:
             os.close(writer)
-    (folder / STARTED_FILE).touch()
 
 
 def _await_ready(record: state.MachineRecord, folder: Path, reader: int) -> None:

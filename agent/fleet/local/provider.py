@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import ClassVar
 
 from agent import clock
 from agent.errors import NotFound
@@ -50,7 +51,8 @@ class LocalProvider:
     Raises: ProviderError for a subnet that can't be one.
     """
 
-    name = "local"
+    name: ClassVar[str] = "local"
+    ssh_user: ClassVar[str] = "root"
 
     def __init__(self, local_dir: Path, subnet: str) -> None:
         self._state = state.State(local_dir.absolute())
@@ -66,6 +68,11 @@ class LocalProvider:
     def gateway(self) -> str:
         """The host's address as machines see it: what listens on it, or on all addresses, they reach."""
         return str(address.gateway(self._subnet))
+
+    @property
+    def subnet(self) -> str:
+        """The network of its machines."""
+        return str(self._subnet)
 
     # Machines.
 
@@ -88,7 +95,7 @@ class LocalProvider:
             if record is None:
                 record = launching.make(self._state, self._subnet, spec)
         # One that was made by a command that was killed before it could start it is started now.
-        if not (self._state.machine_dir(record.id) / launching.STARTED_FILE).exists():
+        if not (self._state.machine_dir(record.id) / keeper.STARTED_FILE).exists():
             launching.start(self._state, record)
         return self._machine(record)
 
@@ -297,7 +304,7 @@ class LocalProvider:
     def _machine(self, record: state.MachineRecord) -> Machine:
         folder = self._state.machine_dir(record.id)
         if not state.is_locked(folder / "lock"):
-            is_new = not (folder / launching.STARTED_FILE).exists()
+            is_new = not (folder / keeper.STARTED_FILE).exists()
             standing = MachineState.PENDING if is_new else MachineState.STOPPED
         elif (folder / keeper.STOPPING_FILE).exists():
             standing = MachineState.STOPPING
