@@ -140,6 +140,13 @@ class Settings:
     librato_user: str = declare("", "Account at Librato; empty: nothing is sent there.")
     librato_token: str = declare("", "Token of the account at Librato.", secret=True)
     statsd_address: str = declare("", "StatsD server (UDP); empty: nothing is sent there.", setting.ADDRESS)
+    fleet_provider: str = declare("local", "Who has the machines.", choices=("local", "ec2"))
+    fleet_owner: str = declare(
+        "build-agent", "Tag of everything that is made at the provider; others' is left alone.", setting.NAME
+    )
+    fleet_server_config: str = declare(
+        "", "File with the settings that servers are started with; needed to bake images.", setting.FILE
+    )
     local_dir: Path = declare(
         Path("/var/lib/build-agent-machines"), "Where the local provider keeps machines and images."
     )

@@ -45,6 +45,7 @@ NAME = Form("letters, digits, '.', '_' and '-'", r"[A-Za-z0-9][A-Za-z0-9._-]{0,1
 # steps that saw the agent's own variables would see its secrets (F31)
 VARIABLE = Form("names of variables, none of them BUILD_AGENT_*", r"(?!BUILD_AGENT_)[A-Za-z_][A-Za-z0-9_]*")
 ADDRESS = Form("host:port, such as 127.0.0.1:9180 or [::1]:9180, or nothing", f"(?:{_HOST}:{_PORT})?")
+FILE = Form("an absolute path without '..', or nothing", r"(?:/(?!\S*/\.\.(?:/|$))[^\x00]*)?")
 SUBNET = Form(
     "a private network of IPv4, from /16 to /29, such as 10.213.0.0/24",
     r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}/(?:1[6-9]|2[0-9])",

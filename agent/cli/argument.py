@@ -43,6 +43,20 @@ def _complete_server(context: click.Context, _parameter: click.Parameter, begun:
     return [CompletionItem(it.name, help=f"{it.state} {it.id}") for it in found if it.name.startswith(begun)]
 
 
+def _complete_image(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from agent.store import images
+
+    obj = _context_of(context)
+    found = images.list_images(obj.store, limit=_COMPLETED) if obj else []
+    return [
+        CompletionItem(it.version, help=f"{it.state} {it.profile}, {it.provider}")
+        for it in found
+        if it.version.startswith(begun)
+    ]
+
+
 def _quietly(complete: Any) -> Any:
     """Make a completion that offers nothing where there is no database: a tab key must print no error."""
 
@@ -66,3 +80,5 @@ def _context_of(context: click.Context) -> Context | None:
 
 build = click.argument("build", metavar="BUILD", shell_complete=_quietly(_complete_build))
 server = click.argument("server", metavar="SERVER", shell_complete=_quietly(_complete_server))
+complete_image = _quietly(_complete_image)
+image = click.argument("image", metavar="IMAGE", shell_complete=complete_image)

@@ -24,6 +24,7 @@ _GROUPS = {
     "chunk_bytes": "Output",
     "min_free_bytes": "Preflight",
     "health_address": "Health and metrics",
+    "fleet_provider": "Machines and images",
     "local_dir": "Machines on this host",
     "log_format": "Logs",
 }

@@ -17,6 +17,7 @@ from agent.errors import NotFound, QueueUnavailable, StateConflict
 
 if TYPE_CHECKING:
     from agent.model.build import Build
+    from agent.model.image import Image
     from agent.model.server import Server
     from agent.queue.carrier import Carrier
     from agent.store.engine import Store
@@ -97,6 +98,18 @@ class Context:
                 names = ", ".join(f"{it.name} ({it.id})" for it in found[:5])
                 raise StateConflict(f"several servers begin with {word!r}: {names}") from None
             return found[0]
+
+    def find_image(self, word: str) -> Image:
+        """Return the image that `word` names: its version or id, or the beginning of the id.
+
+        Raises: NotFound; StateConflict for several.
+        """
+        from agent.store import images
+
+        try:
+            return images.find(self.store, word)
+        except NotFound as error:
+            raise NotFound(f"{error}; build-agent images list --all lists them") from None
 
     def nudge(self, server_id: str) -> bool:
         """Ask a server to look at its orders and cancels now; whether Redis took it."""

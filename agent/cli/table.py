@@ -12,9 +12,13 @@ from agent.cli.screen import is_terminal
 
 _GOOD, _BAD, _BUSY, _DIM = "green", "bold red", "yellow", "dim"
 _STYLES = {
-    **dict.fromkeys(("passed", "accepting"), _GOOD),
-    **dict.fromkeys(("running", "draining", "starting", "cancelling", "not_ready", "quarantined"), _BUSY),
-    **dict.fromkeys(("queued", "skipped", "cancelled", "drained", "stopped", "terminated"), _DIM),
+    **dict.fromkeys(("passed", "accepting", "verified", "current"), _GOOD),
+    **dict.fromkeys(
+        ("running", "draining", "starting", "cancelling", "not_ready", "quarantined", "baking"), _BUSY
+    ),
+    **dict.fromkeys(
+        ("queued", "skipped", "cancelled", "drained", "stopped", "terminated", "previous", "retired"), _DIM
+    ),
     **dict.fromkeys(("lost", "failed"), _BAD),
 }
 

@@ -114,6 +114,8 @@ class Provider(Protocol):
     """Machines and images. Every method may raise ProviderError or ProviderUnavailable and may be called again."""
 
     name: ClassVar[str]
+    # Who may log in by SSH to a machine of a base, and use sudo if it is not root.
+    ssh_user: ClassVar[str]
 
     def base_image(self, base: str) -> str:
         """Return the provider's id of what `base` names: an image's id, or a base such as `debian-12`; "" the default."""

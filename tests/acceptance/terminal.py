@@ -13,19 +13,30 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from agent.clock import Deadline
-from tests.acceptance.farm import Farm
 from tests.services import wait_until
 
 COLUMNS = 100
 
 
+class Served(Protocol):
+    """Whatever has a queue and a database."""
+
+    @property
+    def redis_url(self) -> str:
+        """The address of its Redis."""
+
+    @property
+    def database_url(self) -> str:
+        """The address of its database."""
+
+
 class Cli:
     """`build-agent` with the settings of a farm."""
 
-    def __init__(self, farm: Farm, folder: Path, **settings: str) -> None:
+    def __init__(self, farm: Served, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.environment = {name: value for name, value in os.environ.items() if "BUILD" not in name}
         given = {"redis_url": farm.redis_url, "database_url": farm.database_url, **settings}

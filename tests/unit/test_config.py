@@ -74,6 +74,9 @@ OTHER: dict[str, tuple[str, object]] = {
     "librato_user": ("ops@example.test", "ops@example.test"),
     "librato_token": ("t0ken", "t0ken"),
     "statsd_address": ("[::1]:8125", "[::1]:8125"),
+    "fleet_provider": ("ec2", "ec2"),
+    "fleet_owner": ("ci-1", "ci-1"),
+    "fleet_server_config": ("/etc/build-agent/server.toml", "/etc/build-agent/server.toml"),
     "local_dir": ("/srv/machines", Path("/srv/machines")),
     "local_subnet": ("10.9.8.0/24", "10.9.8.0/24"),
     "log_format": ("json", "json"),
@@ -258,6 +261,7 @@ class TestFaults:
                 ("database_url", text)
                 for text in ("", "mysql://h/d", "postgres://h/d", "sqlite://", "sqlite:///a")
             ),
+            *(("fleet_server_config", text) for text in ("server.toml", "/etc/../server.toml", "/etc/..")),
             *(("local_subnet", text) for text in ("", "10.0.0.0", "10.0.0.0/8", "any/24")),
             *(("log_format", text) for text in ("", "xml", "JSON")),
             *(("server_name", text) for text in ("a b", "-a", "a\x1b[2J")),
