@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from rq import Queue
-from rq.command import send_shutdown_command, send_stop_job_command
+from rq.command import PUBSUB_CHANNEL_TEMPLATE, send_shutdown_command, send_stop_job_command
 from rq.job import Job, JobStatus
 
 from agent.errors import NotFound
@@ -39,6 +39,16 @@ def _rq(farm: Farm, *words: str) -> str:
 def _plain_queue(farm: Farm, name: str = "builds") -> Queue:
     """Return a queue as another program makes it, which knows nothing of build-agent."""
     return Queue(name, connection=farm.carrier.connection, serializer="json")
+
+
+def _shut_down(farm: Farm, worker: str) -> None:
+    """Send a slot RQ's shutdown, once it listens: who does not listen then never hears of it."""
+    channel = PUBSUB_CHANNEL_TEMPLATE % worker
+    connection = farm.carrier.connection
+    wait_until(
+        lambda: dict(connection.pubsub_numsub(channel))[channel.encode()], message=f"{worker} to listen"
+    )
+    send_shutdown_command(connection, worker)
 
 
 def _job(farm: Farm, build_id: str) -> Job:
@@ -125,7 +135,7 @@ def test_rq_shutdown_of_every_slot_ends_the_agent_after_its_builds(
     running = sqlite_farm.submit(witness.held())
     witness.wait_alive(running, 1)
     for index in range(2):
-        send_shutdown_command(sqlite_farm.carrier.connection, f"server.{index}")
+        _shut_down(sqlite_farm, f"server.{index}")
     wait_until(lambda: agent.log().count("slot.rq_command") == 2, message="both slots to have heard it")
     waiting = sqlite_farm.submit(witness.ran())
     assert not witness.is_still(running, 1, 1.5)
@@ -137,7 +147,7 @@ def test_rq_shutdown_of_every_slot_ends_the_agent_after_its_builds(
 
 def test_rq_shutdown_of_one_slot_leaves_the_other_at_work(sqlite_farm: Farm, witness: Witness) -> None:
     agent = sqlite_farm.agent("server", slots=2)
-    send_shutdown_command(sqlite_farm.carrier.connection, "server.0")
+    _shut_down(sqlite_farm, "server.0")
     wait_until(lambda: "slot.rq_command" in agent.log(), message="the slot to have heard it")
     wait_until(
         lambda: "server.0 " not in _rq(sqlite_farm, "info", "--raw", "--only-workers"),
