@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -176,3 +177,16 @@ def test_image_that_is_not_there_is_named(provider: LocalProvider) -> None:
     with pytest.raises(ProviderError, match="no id"):
         provider.get_image("../../etc")
     assert os.geteuid() == 0
+
+
+def test_machine_restarts_at_once_though_a_command_runs_in_it(boot: Boot) -> None:
+    machine = boot()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(machine.attempt, "echo begun >/run/begun; exec sleep 80", limit_s=90)
+        wait_until(lambda: machine.attempt("test -e /run/begun")[0] == 0, 20)
+        machine.provider.reboot(machine.id)
+        # systemd waits 90 s for a child that nobody reaps.
+        wait_until(
+            lambda: machine.is_up() and machine.attempt("test -e /run/begun")[0] == 1, 30, "the next boot"
+        )
+        assert running.result(5)[0] != 0

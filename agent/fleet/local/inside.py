@@ -22,6 +22,7 @@ KEEPER_VARIABLE = "BUILD_AGENT_LOCAL_MACHINE"
 # systemd-nspawn's own container_uuid is the image's machine-id where it has one, and then two machines have the same.
 FIRST_VARIABLE = "BUILD_AGENT_LOCAL_FIRST"
 _KILL_LIMIT_S = 30.0
+_WAKE_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +91,7 @@ def run(
     )
     with process:
         try:
-            output, complaint = process.communicate(stdin, timeout=limit_s)
+            output, complaint = _communicate(process, stdin, limit_s)
         except subprocess.TimeoutExpired as error:
             os.killpg(process.pid, signal.SIGKILL)
             raise ProviderUnavailable(f"{argv[0]} in the machine took longer than {limit_s:g} s") from error
@@ -102,6 +103,23 @@ def run(
         stdout=output.decode("utf-8", "replace"),
         stderr=complaint.decode("utf-8", "replace"),
     )
+
+
+def _communicate(process: subprocess.Popen[bytes], stdin: bytes, limit_s: float) -> tuple[bytes, bytes]:
+    """Give nsenter the input and return what the command wrote. Raises: TimeoutExpired.
+
+    A machine that shuts down stops all its processes for a moment. nsenter stops itself then, as its child has, and would
+    for good: nobody in the machine can wake it, and the machine would wait for the child to be reaped.
+    """
+    deadline, given = clock.Deadline.after(limit_s), stdin or None
+    while True:
+        try:
+            return process.communicate(given, timeout=min(_WAKE_S, deadline.remaining_s or 0.0))
+        except subprocess.TimeoutExpired:
+            if deadline.is_passed:
+                raise
+            given = None
+            process.send_signal(signal.SIGCONT)
 
 
 def root_of(first: int) -> Path:
