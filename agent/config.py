@@ -155,6 +155,26 @@ class Settings:
         "Private network of local machines; its first address is this host's.",
         setting.SUBNET,
     )
+    ec2_region: str = declare("", "Region of EC2; empty: as boto3 finds it, by AWS_REGION for one.")
+    ec2_endpoint_url: str = declare(
+        "", "Endpoint of EC2's API, as of a VPC; empty: AWS's own.", setting.URL_OR_NOT
+    )
+    ec2_subnet: str = declare("", "Subnet of machines; empty: the default one of the region.")
+    ec2_security_groups: tuple[str, ...] = texts(
+        (), 0, "Security groups of machines; none: one for each that is logged in to.", setting.NAME
+    )
+    ec2_ssh_cidr: str = declare(
+        "", "Addresses that may log in while an image is made; for groups that are made."
+    )
+    ec2_ssh_address: str = declare(
+        "private", "Which address of a machine is logged in to.", choices=("private", "public")
+    )
+    ec2_instance_type: str = declare("m6i.large", "Type of instances.", setting.NAME)
+    ec2_instance_profile: str = declare("", "Instance profile of machines; empty: none.")
+    ec2_volume_gib: int = number(
+        40, 8, 16384, "Size of a machine's volume in GiB; an image's own if that is larger."
+    )
+    ec2_kms_key: str = declare("", "Key that volumes are encrypted with; empty: the account's default.")
     log_format: str = declare(
         "auto", "auto: journal if stderr leads there, else text.", choices=("auto", "text", "json", "journal")
     )

@@ -51,6 +51,7 @@ SUBNET = Form(
     r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}/(?:1[6-9]|2[0-9])",
 )
 HTTP_URL = Form("a URL http://host or https://host", rf"https?://{_LOGIN}{_HOST}(?::{_PORT})?(?:[/?]\S*)?")
+URL_OR_NOT = Form(f"{HTTP_URL.words}, or nothing", f"(?:{HTTP_URL.pattern})?")
 REDIS_URL = Form(
     "redis://host:port/db, rediss://..., unix:///socket or sentinel://host:port,host:port/service/db, "
     "with special characters of a password percent-encoded",

@@ -26,6 +26,7 @@ _GROUPS = {
     "health_address": "Health and metrics",
     "fleet_provider": "Machines and images",
     "local_dir": "Machines on this host",
+    "ec2_region": "Machines at EC2",
     "log_format": "Logs",
 }
 _HEAD = """\

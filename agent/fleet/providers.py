@@ -13,4 +13,11 @@ def make(settings: Settings, name: str | None = None) -> Provider:
         from agent.fleet.local.provider import LocalProvider
 
         return LocalProvider(settings.local_dir, settings.local_subnet)
-    raise ProviderError(f"no provider {name!r}: local")
+    try:
+        from agent.fleet.ec2.options import of_settings
+        from agent.fleet.ec2.provider import Ec2Provider
+    except ModuleNotFoundError as error:
+        raise ProviderError(
+            f"for EC2, {error.name} is needed, which is not here: pip install 'build-agent[aws]'"
+        ) from error
+    return Ec2Provider(of_settings(settings))

@@ -1,0 +1,1 @@
+"""Machines and images at EC2."""
