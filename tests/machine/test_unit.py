@@ -45,9 +45,11 @@ class Server(BootedMachine):
 
     def explain(self) -> str:
         """Return what there is to see when something does not come."""
-        return self.attempt(
-            "systemctl status --no-pager build-agent; journalctl -q --no-pager -n 40 -u 'build-agent*'"
+        told = self.attempt(
+            "systemctl status --no-pager build-agent; systemctl list-jobs --no-pager; "
+            "journalctl -q --no-pager -n 40 -u 'build-agent*'"
         )[1]
+        return f"{self.now.state}\n{told}\n{self.provider.console_output(self.id)[-3000:]}"
 
     def agent(self, words: str) -> str:
         """Run build-agent as its user."""
