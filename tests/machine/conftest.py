@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from agent import clock
 from agent.fleet.local import debian
 from agent.fleet.local.provider import LocalProvider
 from tests.machine.machine import BootedMachine
@@ -29,6 +30,7 @@ CACHE = Path("/var/cache/build-agent-tests")
 # Not in /tmp, which may lie in memory; overlayfs wants a real file system below it.
 PLACE = Path("/var/tmp")
 _PREFIX = "build-agent-test-"
+_KEPT_S = 86400
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,15 +52,37 @@ def cache_locked(name: str) -> Iterator[None]:
         yield
 
 
+def forget_old(pattern: str) -> None:
+    """Remove what no run has used for a day; another run on this machine may use what is newer."""
+    for old in CACHE.glob(pattern):
+        if old.stat().st_mtime < clock.utc_now().timestamp() - _KEPT_S:
+            shutil.rmtree(old)
+
+
+@contextmanager
+def own_subnet() -> Iterator[str]:
+    """Hold a subnet that no other worker has, of this run or another."""
+    CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for number in range(250):
+        with (CACHE / f"lock-subnet-{number}").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield f"10.213.{number}.0/24"
+            return
+    raise AssertionError("all subnets are taken")
+
+
 def cached_base() -> Path:
     """Return the folder of the base image, which the first that asks makes."""
     kept = CACHE / f"base-{debian.recipe(debian.DEFAULT_BASE)}"
     made = kept / "images" / debian.DEFAULT_BASE
     with cache_locked("base"):
         if not made.exists():
-            for old in CACHE.glob("base-*"):
-                shutil.rmtree(old)
+            forget_old("base-*")
             LocalProvider(kept, "10.213.255.0/24").base_image(debian.DEFAULT_BASE)
+    os.utime(kept)
     return made
 
 
@@ -80,8 +104,7 @@ def package() -> Path:
     kept = CACHE / f"deb-{sources_digest()}"
     with cache_locked("deb"):
         if not kept.exists():
-            for old in CACHE.glob("deb-*"):
-                shutil.rmtree(old)
+            forget_old("deb-*")
             making = CACHE / "deb-making"
             done = subprocess.run(
                 [ROOT / "packaging/deb/build.sh", "--output", making],
@@ -89,6 +112,7 @@ def package() -> Path:
             )  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
             making.rename(kept)
+    os.utime(kept)
     (made,) = kept.glob("build-agent_*.deb")
     return made
 
@@ -115,19 +139,19 @@ def remove_what_dead_runs_left() -> None:
 
 
 @pytest.fixture(scope="session")
-def provider(worker_id: str) -> Iterator[LocalProvider]:
+def provider() -> Iterator[LocalProvider]:
     """A provider of this worker's own, with the base; nothing of it is left."""
     remove_what_dead_runs_left()
     local_dir = PLACE / f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     link_image(cached_base(), local_dir)
-    number = int(worker_id.removeprefix("gw")) if worker_id.startswith("gw") else 250
-    made = LocalProvider(local_dir, f"10.213.{number}.0/24")
-    try:
-        yield made
-    finally:
-        for machine in made.list_machines({}):
-            made.terminate(machine.id)
-        shutil.rmtree(local_dir)
+    with own_subnet() as subnet:
+        made = LocalProvider(local_dir, subnet)
+        try:
+            yield made
+        finally:
+            for machine in made.list_machines({}):
+                made.terminate(machine.id)
+            shutil.rmtree(local_dir)
 
 
 @pytest.fixture
@@ -154,10 +178,10 @@ def server_image(provider: LocalProvider, package: Path) -> str:
     kept = CACHE / f"server-{key}"
     with cache_locked("server"):
         if not (kept / "made").exists():
-            for old in CACHE.glob("server-*"):
-                shutil.rmtree(old)
+            forget_old("server-*")
             link_image(cached_base(), kept)
             (kept / "made").write_text(make_server_image(LocalProvider(kept, "10.213.254.0/24"), package))
+    os.utime(kept)
     image = (kept / "made").read_text()
     link_image(kept / "images" / image, provider.local_dir)
     return image
