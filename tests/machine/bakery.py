@@ -29,6 +29,16 @@ echo '{"checks": [{"name": "test_a", "outcome": "passed"}], "versions": {}, "pac
 }
 
 
+def write_small_scripts(folder: Path, **changed: str) -> Path:
+    """Write scripts that do next to nothing; `setup`, `verify` and `scrub` may be other ones."""
+    names = {"setup": "setup.sh", "verify": "verify/run.sh", "scrub": "scrub.sh"}
+    for name, text in {**SMALL_SCRIPTS, **{names[key]: text for key, text in changed.items()}}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
 class Bakery:
     """Where bakes are made: one provider, a queue, a database, and a proxy that lets machines reach both."""
 
@@ -67,13 +77,7 @@ class Bakery:
 
     def scripts(self, **changed: str) -> Path:
         """Make a folder of small set-up scripts and return it; `setup`, `verify` and `scrub` may be other ones."""
-        folder = self.folder / "setup_scripts"
-        names = {"setup": "setup.sh", "verify": "verify/run.sh", "scrub": "scrub.sh"}
-        for name, text in {**SMALL_SCRIPTS, **{names[key]: text for key, text in changed.items()}}.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return folder
+        return write_small_scripts(self.folder / "setup_scripts", **changed)
 
     def bake(self, *words: str | Path) -> Running:
         """Begin a bake of the minimal profile."""
