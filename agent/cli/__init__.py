@@ -34,6 +34,7 @@ COMMANDS = {
     "quarantine": ("order", "Keep a server from taking builds until it is resumed, over restarts too."),
     "terminate": ("order", "Drain a server and end its agent."),
     "images": ("images", "Bake, compare and retire machine images."),
+    "dev": ("dev", "Have a build server to develop with, on this machine."),
     "db": ("db", "Create, upgrade and check the database."),
     "config": ("config", "Check and show the settings."),
     "schema": ("schema", "Print the JSON schema of build definitions, or check one."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from agent import clock
 from agent.cli import wording
@@ -10,25 +11,31 @@ from agent.cli.escape import Cleaner
 from agent.cli.screen import Screen
 from agent.model.image import Phase
 
-_NAME_WIDTH = max(len(it) for it in Phase)
 _LINES_AFTER_A_FAULT = 20
 # A line without an end is taken as one here.
 _LINE_LIMIT = 4096
 
 
 class BakeDisplay:
-    """An observer of a bake (agent.fleet.work). With `has_output`, every line of the servers is shown."""
+    """An observer of a bake (agent.fleet.work), or of something else that has phases.
 
-    def __init__(self, screen: Screen, *, has_output: bool) -> None:
+    Args:
+        has_output: show every line that is printed.
+        phases: their names, in order.
+    """
+
+    def __init__(self, screen: Screen, *, has_output: bool, phases: Sequence[str] = tuple(Phase)) -> None:
         self._screen = screen
         self._has_output = has_output
-        self._phase: Phase | None = None
+        self._phases = phases
+        self._width = max(map(len, phases))
+        self._phase: str | None = None
         self._began_mono = 0.0
         self._cleaner = Cleaner(is_terminal=False)
         self._begun_line = ""
         self._last: deque[str] = deque(maxlen=_LINES_AFTER_A_FAULT)
 
-    def phase_begun(self, phase: Phase) -> None:
+    def phase_begun(self, phase: str) -> None:
         """Begin a line of status."""
         self._phase, self._began_mono = phase, clock.mono()
         self._cleaner, self._begun_line = Cleaner(is_terminal=False), ""
@@ -53,15 +60,15 @@ class BakeDisplay:
             self._hear(line)
         self._draw()
 
-    def phase_ended(self, phase: Phase, seconds: float, fault: str | None) -> None:
+    def phase_ended(self, phase: str, seconds: float, fault: str | None) -> None:
         """Write the line of a phase that is over; after a fault, also the last that was printed."""
         if self._begun_line:
             self._hear(self._begun_line)
         self._phase = None
         self._screen.hide_status()
         sign = "failed" if fault else "done"
-        number = f"{phase.number + 1:2}/{len(Phase)}"
-        self._screen.write(f"{number} {phase:<{_NAME_WIDTH}}  {wording.duration(seconds):>10}  {sign}\n")
+        name = f"{self._number(phase)} {phase:<{self._width}}"
+        self._screen.write(f"{name}  {wording.duration(seconds):>10}  {sign}\n")
         if fault and not self._has_output:
             for line in self._last:
                 self._screen.write(f"    {line}\n")
@@ -79,5 +86,25 @@ class BakeDisplay:
             return
         seconds = clock.mono() - self._began_mono
         newest = self._last[-1] if self._last else ""
-        number = f"{self._phase.number + 1:2}/{len(Phase)}"
-        self._screen.show_status(f"{number} {self._phase} {wording.clock_face(seconds)}  {newest}")
+        name = f"{self._number(self._phase)} {self._phase}"
+        self._screen.show_status(f"{name} {wording.clock_face(seconds)}  {newest}")
+
+    def _number(self, phase: str) -> str:
+        count = str(len(self._phases))
+        return f"{self._phases.index(phase) + 1:{len(count)}}/{count}"
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def phase_begun(self, phase: str) -> None:
+        """Say nothing."""
+
+    def output(self, data: bytes) -> None:
+        """Say nothing."""
+
+    def said(self, text: str) -> None:
+        """Say nothing."""
+
+    def phase_ended(self, phase: str, seconds: float, fault: str | None) -> None:
+        """Say nothing."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.bake_display import BakeDisplay
+from agent.cli.bake_display import BakeDisplay, Silent
 from agent.cli.context import Context
 from agent.cli.screen import Screen
 from agent.errors import NotFound, SettingsError, StateConflict
@@ -47,7 +47,7 @@ def bake(obj: Context, asked: Asked, *, has_output: bool, is_quiet: bool) -> Ima
             f"to bake, {error.name} is needed, which is not here: pip install 'build-agent[fleet]'"
         ) from error
     screen = Screen(is_live=not is_quiet)
-    display: Observer = _Silent() if is_quiet else BakeDisplay(screen, has_output=has_output)
+    display: Observer = Silent() if is_quiet else BakeDisplay(screen, has_output=has_output)
     inputs = bundle.read(bundle.find_scripts(asked.scripts), bundle.find_deb(asked.deb))
     resumed = bakes.find(obj.store, asked.resume) if asked.resume else None
     ground = _ground(
@@ -132,15 +132,3 @@ def _next_version(obj: Context, provider: str, profile: str) -> str:
     day = clock.utc_now().date().isoformat()
     taken = {it.version for it in images.list_images(obj.store, provider=provider, profile=profile)}
     return next(name for number in range(1, len(taken) + 2) if (name := f"{day}.{number}") not in taken)
-
-
-class _Silent:
-    """Says nothing."""
-
-    def phase_begun(self, phase: object) -> None: ...
-
-    def output(self, data: bytes) -> None: ...
-
-    def said(self, text: str) -> None: ...
-
-    def phase_ended(self, phase: object, seconds: float, fault: str | None) -> None: ...

@@ -38,6 +38,11 @@ class Bundle:
     deb_name: str | None = None
     deb_sha256: str | None = None
 
+    @property
+    def digest(self) -> str:
+        """A short name of these inputs and no others."""
+        return hashlib.sha256(f"{self.scripts_sha256} {self.deb_sha256}".encode()).hexdigest()[:12]
+
     def facts(self) -> dict[str, Any]:
         """Return what names these inputs, for the record."""
         return {

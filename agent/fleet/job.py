@@ -80,6 +80,10 @@ class Job:
                 raise JobLost(f"{self._name} vanished from the machine without an exit code")
             _log.warning("remote.job_vanished", job=self._name)
 
+    def forget(self) -> None:
+        """Have the next run begin anew, though this one has ended."""
+        self._remote.run(f"rm -f {self._folder}/{self._name}.*")
+
     def _start(self) -> None:
         self._starts_left -= 1
         self._remote.run(_START.format(folder=self._folder, name=self._name, command=self._command))

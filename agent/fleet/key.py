@@ -23,12 +23,12 @@ class KeyFile:
 
     def __init__(self, folder: Path, bake_id: str) -> None:
         self._folder = folder / bake_id
-        self._path = self._folder / "key"
+        self.path = self._folder / "key"
 
     @property
     def is_there(self) -> bool:
         """Whether the private key is on this machine."""
-        return self._path.is_file()
+        return self.path.is_file()
 
     def make(self) -> None:
         """Make the key pair unless it is there."""
@@ -38,21 +38,21 @@ class KeyFile:
         private = Ed25519PrivateKey.generate().private_bytes(
             Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()
         )
-        partial = self._path.with_suffix(".partial")
+        partial = self.path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(private)
-        partial.rename(self._path)
+        partial.rename(self.path)
 
     def private(self) -> str:
         """Return the private key, in OpenSSH's form."""
-        return self._path.read_text()
+        return self.path.read_text()
 
     def public(self, comment: str) -> str:
         """Return the public key, one line in OpenSSH's form."""
         from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-        key = load_ssh_private_key(self._path.read_bytes(), password=None)
+        key = load_ssh_private_key(self.path.read_bytes(), password=None)
         public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
         return f"{public.decode()} {comment}"
 

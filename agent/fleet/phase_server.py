@@ -5,6 +5,7 @@ from __future__ import annotations
 from agent.errors import AgentError
 from agent.fleet import user_data
 from agent.fleet.provider import LaunchSpec, Machine, MachineState, SshAccess
+from agent.fleet.push import bring
 from agent.fleet.work import BakeFailed, Work
 
 BUILDER = "builder"
@@ -36,24 +37,11 @@ def push(work: Work) -> None:
 
 def push_to(work: Work, role: str, *, with_deb: bool) -> None:
     """Put the scripts, and the package, where they belong."""
-    remote, bundle, folder = work.remote(role), work.bundle, work.places.setup
-    remote.put(bundle.scripts, f"{work.places.work}/setup_scripts.tar.gz")
-    # Whole or not at all: a folder that was half unpacked when the bake was killed is made anew.
-    remote.run(
-        f"set -eu; mkdir -p {folder}; cd {folder}; rm -rf setup_scripts.new; mkdir setup_scripts.new; "
-        f"tar --extract --gzip --no-same-owner --strip-components=1 --directory setup_scripts.new "
-        f"--file {work.places.work}/setup_scripts.tar.gz; rm -rf setup_scripts; mv setup_scripts.new setup_scripts",
-        timeout_s=120,
-    )
+    remote, bundle, places = work.remote(role), work.bundle, work.places
+    bring(remote, bundle, work=places.work, setup=places.setup, with_deb=with_deb)
     work.say(f"set-up scripts: {len(bundle.scripts):,} bytes packed, {bundle.scripts_sha256[:12]}")
     if with_deb and bundle.deb is not None:
-        remote.put(bundle.deb, deb_path(work), mode=0o644)
         work.say(f"package: {bundle.deb_name}, {len(bundle.deb):,} bytes")
-
-
-def deb_path(work: Work) -> str:
-    """Return where the package lies on the server."""
-    return f"{work.places.setup}/dist/{work.bundle.deb_name}"
 
 
 def launch_as(work: Work, role: str, *, image: str, data: str) -> None:

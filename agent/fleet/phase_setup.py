@@ -9,7 +9,8 @@ from typing import Any
 from agent import clock
 from agent.clock import Deadline
 from agent.fleet.job import Job
-from agent.fleet.phase_server import BUILDER, deb_path
+from agent.fleet.phase_server import BUILDER
+from agent.fleet.push import deb_path
 from agent.fleet.work import BakeFailed, Work
 from agent.model.image import ImageReport, ReportWhen
 from agent.store import images
@@ -23,7 +24,7 @@ def setup(work: Work) -> None:
     scripts = f"{work.places.setup}/setup_scripts"
     command = ["bash", f"{scripts}/setup.sh", "--profile", work.image.profile]
     if work.bundle.deb is not None:
-        command += ["--deb", deb_path(work)]
+        command += ["--deb", deb_path(work.bundle, work.places.setup)]
     code = run_job(work, BUILDER, "setup", command, work.limits.setup_s)
     if code != 0:
         raise _setup_failed(work, code)

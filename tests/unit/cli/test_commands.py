@@ -17,8 +17,8 @@ from agent.cli import COMMANDS, cli
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/cli.md").read_text()
-# These print no records: a daemon, what units run, a show, a script, and what is JSON or TOML already.
-WITHOUT_JSON = {"run", "first-boot", "unfit", "demo", "completion", "schema", "config template"}
+# These print no records: a daemon, what units run, a show, a script, a login, and what is JSON or TOML already.
+WITHOUT_JSON = {"run", "first-boot", "unfit", "demo", "completion", "schema", "config template", "dev ssh"}
 # Click's own for a wrong command line, ours for a build that did not pass and for Ctrl-C.
 CODES_OF_NO_ERROR_CLASS = {0, 1, 2, 130}
 
