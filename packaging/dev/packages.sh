@@ -109,6 +109,8 @@ else
         need_command ip iproute2 "gives each machine a network"
         need_command nft nftables "leads it out"
         need_command ssh openssh-client "logs in to it"
+        need_command qemu-system-x86_64 qemu-system-x86 "boots one with a kernel of its own"
+        need_command mkfs.ext4 e2fsprogs "makes its disk"
         need_command packer packer "reads and runs its template"
         need_command vagrant vagrant "reads the Vagrantfile"
     fi

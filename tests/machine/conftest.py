@@ -168,23 +168,38 @@ def boot(provider: LocalProvider) -> Iterator[Callable[..., BootedMachine]]:
         machine.terminate()
 
 
+def cached_image(
+    provider: LocalProvider, kind: str, made_from: str, make: Callable[[LocalProvider], str], *below: str
+) -> str:
+    """Return an image that the first who asks makes, for this provider; `below` are the images that it stands on."""
+    kept = CACHE / f"{kind}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
+    with cache_locked(kind):
+        if not (kept / "made").exists():
+            forget_old(f"{kind}-*")
+            shutil.rmtree(kept, ignore_errors=True)
+            for image in below:
+                link_image(provider.local_dir / "images" / image, kept)
+            with own_subnet() as subnet:
+                (kept / "made").write_text(make(LocalProvider(kept, subnet)))
+    os.utime(kept)
+    image = (kept / "made").read_text()
+    link_image(kept / "images" / image, provider.local_dir)
+    return image
+
+
 @pytest.fixture(scope="session")
 def server_image(provider: LocalProvider, package: Path) -> str:
     """An image of a server: the agent's package, Redis at boot, an SQLite database with its schema, `image.json`.
 
     Less than the set-up scripts make (test_setup.py has those), and in a third of the time; made once.
     """
-    key = hashlib.sha256(f"{debian.recipe(debian.DEFAULT_BASE)} {package}".encode()).hexdigest()[:16]
-    kept = CACHE / f"server-{key}"
-    with cache_locked("server"):
-        if not (kept / "made").exists():
-            forget_old("server-*")
-            link_image(cached_base(), kept)
-            (kept / "made").write_text(make_server_image(LocalProvider(kept, "10.213.254.0/24"), package))
-    os.utime(kept)
-    image = (kept / "made").read_text()
-    link_image(kept / "images" / image, provider.local_dir)
-    return image
+    return cached_image(
+        provider,
+        "server",
+        f"{debian.recipe(debian.DEFAULT_BASE)} {package}",
+        lambda maker: make_server_image(maker, package),
+        debian.DEFAULT_BASE,
+    )
 
 
 def make_server_image(provider: LocalProvider, package: Path) -> str:
