@@ -8,7 +8,7 @@ from types import ModuleType
 import click
 
 from agent import clock
-from benchmarks import dispatch, idle, jobs, latency, overhead, page, recovery, start, throughput
+from benchmarks import boot, dispatch, idle, jobs, latency, overhead, page, recovery, start, throughput
 from benchmarks.figure import Effort
 from benchmarks.ground import Ground
 
@@ -22,9 +22,10 @@ _SUBJECTS: dict[str, ModuleType] = {
     "idle": idle,
     "start": start,
     "recovery": recovery,
+    "boot": boot,
 }
-# A quick look leaves out what takes a whole lease.
-_SLOW = frozenset({"recovery"})
+# A quick look leaves out what takes a whole lease, or machines.
+_SLOW = frozenset({"recovery", "boot"})
 
 
 @click.command()
@@ -32,7 +33,9 @@ _SLOW = frozenset({"recovery"})
 @click.option(
     "--rounds", type=click.IntRange(1), help="How often each is measured; 5, or 1 for a quick look."
 )
-@click.option("--quick", is_flag=True, help="Under two minutes: smaller sizes, one round, without recovery.")
+@click.option(
+    "--quick", is_flag=True, help="Under two minutes: smaller sizes, one round, without recovery and boot."
+)
 @click.option(
     "--write", is_flag=True, help="Write docs/benchmarks.md; subjects that did not run keep their section."
 )

@@ -101,6 +101,11 @@ def sources_digest() -> str:
 @pytest.fixture(scope="session")
 def package() -> Path:
     """The Debian package of these sources, built once."""
+    return cached_package()
+
+
+def cached_package() -> Path:
+    """Return the Debian package of these sources, which the first that asks builds."""
     kept = CACHE / f"deb-{sources_digest()}"
     with cache_locked("deb"):
         if not kept.exists():
@@ -140,7 +145,14 @@ def remove_what_dead_runs_left() -> None:
 
 @pytest.fixture(scope="session")
 def provider() -> Iterator[LocalProvider]:
-    """A provider of this worker's own, with the base; nothing of it is left."""
+    """A provider of this worker's own, with the base."""
+    with own_provider() as made:
+        yield made
+
+
+@contextmanager
+def own_provider() -> Iterator[LocalProvider]:
+    """Make a provider with the base on a subnet that no other has; nothing of it is left."""
     remove_what_dead_runs_left()
     local_dir = PLACE / f"{_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
     link_image(cached_base(), local_dir)

@@ -36,8 +36,8 @@ def make_disk(layers: Sequence[Path], disk: Path, files: dict[str, str], *, size
         script,
         "bash",
         lower,
-        root,
-        disk,
+        str(root),
+        str(disk),
         size,
     ]
     subprocess.run(words, check=True, timeout=120, capture_output=True)

@@ -206,7 +206,9 @@ def test_session_in_the_readme_uses_a_definition_and_settings_that_hold(tmp_path
     from agent.model.definition import parse
 
     (session,) = [
-        block for language, block in _FENCE.findall((ROOT / "README.md").read_text()) if language == "console"
+        block
+        for language, block in _FENCE.findall((ROOT / "README.md").read_text())
+        if language == "console" and "cat agent.toml" in block
     ]
     files = dict(re.findall(r"^\$ cat (\S+)\n((?:(?!\$ ).*\n)+)", session, re.MULTILINE))
     (tmp_path / "agent.toml").write_text(files["agent.toml"])
@@ -236,7 +238,8 @@ def faults() -> dict[str, list[str]]:
 
 
 def test_every_test_that_holds_a_fault_is_there() -> None:
-    named = {name for row in faults().values() for name in re.findall(r"`(test_\w+)`", row[3])}
+    rows = rows_of(ROOT / "docs/faults.md", 4)
+    named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row[3])}
     assert named
     assert named <= functions_there().keys(), "docs/faults.md names tests that are not there"
 
