@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -82,3 +83,15 @@ build = click.argument("build", metavar="BUILD", shell_complete=_quietly(_comple
 server = click.argument("server", metavar="SERVER", shell_complete=_quietly(_complete_server))
 complete_image = _quietly(_complete_image)
 image = click.argument("image", metavar="IMAGE", shell_complete=complete_image)
+
+PROFILES = ("minimal", "full")
+scripts = click.option(
+    "--scripts",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of the set-up scripts, if not this version's own.",
+)
+deb = click.option(
+    "--deb",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Package of the agent, if not the newest in dist/.",
+)

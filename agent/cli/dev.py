@@ -15,7 +15,6 @@ from agent.errors import NotFound
 if TYPE_CHECKING:
     from agent.fleet.dev import DevMachine
 
-PROFILES = ("minimal", "full")
 _name = click.argument("name", default="dev", metavar="[NAME]")
 
 
@@ -28,22 +27,14 @@ def dev() -> None:
 @_name
 @click.option(
     "--profile",
-    type=click.Choice(PROFILES),
+    type=click.Choice(argument.PROFILES),
     default="minimal",
     show_default=True,
     help="What is set up on it.",
 )
 @click.option("--from", "base", metavar="BASE", default="", help="What to start from, if not Debian 12.")
-@click.option(
-    "--scripts",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Folder of the set-up scripts, if not this version's own.",
-)
-@click.option(
-    "--deb",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Package of the agent, if not the newest in dist/.",
-)
+@argument.scripts
+@argument.deb
 @click.option("--output", "-o", "has_output", is_flag=True, help="Print all that the machine prints.")
 @argument.as_json
 @click.pass_obj

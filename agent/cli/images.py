@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from agent.model.image_diff import Difference
 
 PROVIDERS = ("local", "ec2")
-PROFILES = ("minimal", "full")
 _provider = click.option(
     "--provider",
     type=click.Choice(PROVIDERS),
@@ -166,7 +164,11 @@ def sweep(obj: Context, *, bake: str | None, provider: str | None, as_json: bool
 @images.command()
 @_provider
 @click.option(
-    "--profile", type=click.Choice(PROFILES), default="full", show_default=True, help="What is set up on it."
+    "--profile",
+    type=click.Choice(argument.PROFILES),
+    default="full",
+    show_default=True,
+    help="What is set up on it.",
 )
 @click.option(
     "--from",
@@ -176,16 +178,8 @@ def sweep(obj: Context, *, bake: str | None, provider: str | None, as_json: bool
     help="What to start from: an image, or a base as debian-12.",
 )
 @click.option("--version", metavar="NAME", help="Its name; without it the day and a number: 2026-11-26.1.")
-@click.option(
-    "--scripts",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Folder of the set-up scripts, if not this version's own.",
-)
-@click.option(
-    "--deb",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Package of the agent, if not the newest in dist/.",
-)
+@argument.scripts
+@argument.deb
 @click.option("--keep", is_flag=True, help="Leave the server of a bake that fails, for a look at it.")
 @click.option("--resume", metavar="BAKE", help="Go on with a bake that was interrupted or killed.")
 @click.option("--output", "-o", "has_output", is_flag=True, help="Print all that the servers print.")
