@@ -18,6 +18,7 @@ from typing import Any
 from agent import __version__, clock, log
 from agent.clock import Deadline
 from agent.errors import AgentError, QueueUnavailable, StateConflict, StoreUnavailable
+from agent.host import processes
 from agent.model.build import AttemptRef
 from agent.model.image import Bake, Owner
 from agent.model.server import Identity, Registration, ServerState
@@ -56,16 +57,14 @@ def is_gone(process: Mapping[str, Any]) -> bool:
 
 def _process(pid: int) -> dict[str, Any] | None:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return {
-            "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            "namespace": str(Path("/proc/self/ns/pid").readlink()),
-            "pid": pid,
-            # Field 22, counted behind the name, which may hold anything (proc(5)).
-            "start": int(stat.rpartition(")")[2].split()[19]),
-        }
-    except (OSError, ValueError, IndexError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
         return None
+    found = processes.living(pid)
+    if found is None:
+        return None
+    return {"boot": boot, "namespace": namespace, "pid": int(found), "start": found.started_ticks}
 
 
 def await_death(store: Store, bake: Bake, *, lease_s: float, tell: Callable[[str], None]) -> None:

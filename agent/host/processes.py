@@ -122,8 +122,8 @@ def descendants(pid: int) -> list[int]:
                 continue
             seen.add(child)
             todo.append(child)  # a zombie leader can still have living threads with children
-            if living := _living(child):
-                found.append(living)
+            if there := living(child):
+                found.append(there)
     return found
 
 
@@ -144,8 +144,8 @@ def by_environment(marker: bytes) -> list[int]:
         if pid == here or not _has_entry(pid, entry):
             continue
         # Looked at again after its start time is known: the pair then belongs to one process.
-        if (living := _living(pid)) and _has_entry(pid, entry):
-            found.append(living)
+        if (there := living(pid)) and _has_entry(pid, entry):
+            found.append(there)
     return found
 
 
@@ -181,8 +181,8 @@ def by_mark(number: int) -> list[int]:
     found, here = list[int](), os.getpid()
     for pid in _all_pids():
         # Looked at again after its start time is known: the pair then belongs to one process.
-        if pid != here and _has_mark(pid, number) and (living := _living(pid)) and _has_mark(pid, number):
-            found.append(living)
+        if pid != here and _has_mark(pid, number) and (there := living(pid)) and _has_mark(pid, number):
+            found.append(there)
     return found
 
 
@@ -205,6 +205,12 @@ def children_of_self() -> list[int]:
     """List the children of this process, of all its threads, zombies and adopted orphans included."""
     here = os.getpid()
     return list((_children if _has_children_files() else _children_by_stat())(here))
+
+
+def living(pid: int) -> ProcessId | None:
+    """Return a process by its number, with what tells it from every other that has it; `None` for one that has ended."""
+    stat = _stat(pid)
+    return ProcessId(pid, stat.started_ticks) if stat and stat.is_alive else None
 
 
 def alive(pids: Iterable[int]) -> list[int]:
@@ -291,11 +297,6 @@ def _is_same(pid: int, stat: _Stat | None) -> bool:
     if stat is None or not stat.is_alive:
         return False
     return not isinstance(pid, ProcessId) or pid.started_ticks == stat.started_ticks
-
-
-def _living(pid: int) -> ProcessId | None:
-    stat = _stat(pid)
-    return ProcessId(pid, stat.started_ticks) if stat and stat.is_alive else None
 
 
 def _has_entry(pid: int, entry: bytes) -> bool:

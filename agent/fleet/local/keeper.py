@@ -81,8 +81,8 @@ class Keeper:
 
     def _note_self(self) -> None:
         """Write down who is to be told to stop: number and start time, so that no other is ever meant."""
-        (me,) = [pid for pid in processes.session_members(os.getsid(0)) if pid == os.getpid()]
-        if not isinstance(me, processes.ProcessId):
+        me = processes.living(os.getpid())
+        if me is None:
             raise AgentFailed("the keeper does not know when it began")
         state.write_json(self._folder / KEEPER_FILE, {"pid": int(me), "started_ticks": me.started_ticks})
 
