@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from agent.fleet.provider import ImageState, Machine, MachineState, ProviderImage
@@ -41,6 +41,16 @@ def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
 def tags_of(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags of a record."""
     return {it["Key"]: it["Value"] for it in record.get("Tags", ())}
+
+
+def carries(record: Mapping[str, Any], tags: Mapping[str, str]) -> bool:
+    """Whether a record has all these tags, to the letter: in the values of filters EC2 reads `*` and `?` as wildcards."""
+    return tags.items() <= tags_of(record).items()
+
+
+def names_image(snapshot: Mapping[str, Any], images: Collection[str]) -> bool:
+    """Whether a snapshot says in its description that it was made for one of these AMIs, which may not name it yet."""
+    return any(image in images for image in re.findall(r"ami-[0-9a-f]+", snapshot.get("Description") or ""))
 
 
 def filters(tags: Mapping[str, str], **more: Sequence[str]) -> list[dict[str, Any]]:

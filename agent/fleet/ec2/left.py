@@ -46,16 +46,24 @@ class Left:
         """Return the account's own AMIs that carry all these tags."""
         return list(self._api.pages("describe_images", "Images", Owners=["self"], Filters=form.filters(tags)))
 
+    def named(self, name: str) -> list[Any]:
+        """Return the account's own AMIs of that name, which are one at most."""
+        found = self._api.pages(
+            "describe_images", "Images", Owners=["self"], Filters=form.filters({}, name=[name])
+        )
+        return [it for it in found if it.get("Name") == name]
+
     def beside_machines(self, tags: Mapping[str, str]) -> list[Leftover]:
         """Return all that carries these tags and is no instance, in the order in which it can be removed."""
         images = self.images(tags)
+        names = {str(it["ImageId"]) for it in images}
         of_images = {snapshot for it in images for snapshot in form.snapshots_of(it)}
         by_tag = form.filters(tags)
         found = [_leftover("image", it["ImageId"], it) for it in images]
         found += [
             _leftover("snapshot", it["SnapshotId"], it)
             for it in self._api.pages("describe_snapshots", "Snapshots", OwnerIds=["self"], Filters=by_tag)
-            if it["SnapshotId"] not in of_images
+            if it["SnapshotId"] not in of_images and not form.names_image(it, names)
         ]
         # What is attached goes with its instance.
         free = form.filters(tags, status=["available"])
@@ -71,7 +79,7 @@ class Left:
             _leftover("security group", it["GroupId"], it)
             for it in self._api.pages("describe_security_groups", "SecurityGroups", Filters=by_tag)
         ]
-        return found
+        return [it for it in found if tags.items() <= it.tags.items()]
 
     def remove(self, leftover: Leftover) -> None:
         """Remove one thing, of whatever kind; nothing when it is gone."""

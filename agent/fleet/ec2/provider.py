@@ -15,6 +15,7 @@ from agent.fleet.ec2.api import Api, Refused
 from agent.fleet.ec2.left import Left
 from agent.fleet.ec2.options import Ec2Options
 from agent.fleet.provider import (
+    ImageState,
     LaunchSpec,
     Leftover,
     Machine,
@@ -45,7 +46,8 @@ class Ec2Provider:
         self._options = options
         self._api = Api(options, client)
         self._left = Left(self._api)
-        self._launched: dict[str, Deadline] = {}
+        # What was made lately, by id.
+        self._new: dict[str, Deadline] = {}
 
     # Machines.
 
@@ -80,7 +82,7 @@ class Ec2Provider:
             return self._machine(there[0])
         words = self._words(spec, token)
         record = self._api.call("run_instances", **words)["Instances"][0]
-        self._launched[record["InstanceId"]] = Deadline.after(_SETTLES_S)
+        self._new[record["InstanceId"]] = Deadline.after(_SETTLES_S)
         return self._machine(record)
 
     def get(self, machine_id: str) -> Machine | None:
@@ -90,8 +92,7 @@ class Ec2Provider:
         except Refused as error:
             if not error.code.startswith("InvalidInstanceID"):
                 raise
-            if not self._launched.get(machine_id, Deadline.after(0)).is_passed:
-                raise ProviderUnavailable(f"EC2 does not know {machine_id} yet") from error
+            self._refuse_new(machine_id)
             return None
         records = [record for it in found["Reservations"] for record in it["Instances"]]
         return self._machine(records[0]) if records else None
@@ -112,6 +113,7 @@ class Ec2Provider:
 
     def terminate(self, machine_id: str) -> None:
         """End an instance; its volumes go with it."""
+        self._new.pop(machine_id, None)
         self._left.remove(Leftover(kind="machine", id=machine_id, tags={}))
 
     def console_output(self, machine_id: str) -> str:
@@ -148,20 +150,22 @@ class Ec2Provider:
                 TagSpecifications=form.specifications({**marked, "Name": name}, "image", "snapshot"),
             )
         except Refused as error:
-            if error.code == "InvalidAMIName.Duplicate":
-                again = self.list_images({form.TAG_TOKEN: short})
-                if again:
-                    return again[0]
+            if error.code == "InvalidAMIName.Duplicate" and not self._left.named(name):
+                # The token's own, which EC2 does not list yet; one that has another token is in the way for good.
+                raise ProviderUnavailable(f"EC2 does not show image {name} yet") from error
             raise
-        found = self.get_image(made["ImageId"])
-        if found is None:
-            raise ProviderUnavailable(f"EC2 does not know {made['ImageId']} yet")
-        return found
+        image_id = str(made["ImageId"])
+        self._new[image_id] = Deadline.after(_SETTLES_S)
+        # It is pending, whether or not EC2 lists it yet.
+        return ProviderImage(id=image_id, name=name, state=ImageState.PENDING, tags=marked)
 
     def get_image(self, image_id: str) -> ProviderImage | None:
         """Return an AMI."""
         record = self._left.image(image_id)
-        return None if record is None else form.image(record)
+        if record is None:
+            self._refuse_new(image_id)
+            return None
+        return form.image(record)
 
     def list_images(self, tags: Mapping[str, str]) -> Sequence[ProviderImage]:
         """Return the account's own AMIs that carry all these tags."""
@@ -169,6 +173,7 @@ class Ec2Provider:
 
     def delete_image(self, image_id: str) -> None:
         """Deregister an AMI and delete its snapshots."""
+        self._new.pop(image_id, None)
         self._left.remove(Leftover(kind="image", id=image_id, tags={}))
 
     # What is left.
@@ -188,11 +193,17 @@ class Ec2Provider:
 
     # Inside.
 
+    def _refuse_new(self, thing: str) -> None:
+        """Raise ProviderUnavailable for what was made so lately that EC2 need not know it yet."""
+        if thing in self._new and not self._new[thing].is_passed:
+            raise ProviderUnavailable(f"EC2 does not know {thing} yet")
+
     def _instances(self, tags: Mapping[str, str], **more: Sequence[str]) -> list[Any]:
         reservations = self._api.pages(
             "describe_instances", "Reservations", Filters=form.filters(tags, **more)
         )
-        return [record for it in reservations for record in it["Instances"]]
+        found = (record for it in reservations for record in it["Instances"])
+        return [record for record in found if form.carries(record, tags)]
 
     def _machine(self, record: Mapping[str, Any]) -> Machine:
         return form.machine(record, has_public_address=self._options.has_public_address)
