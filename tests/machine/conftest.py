@@ -135,7 +135,7 @@ def remove_what_dead_runs_left() -> None:
     with cache_locked("sweep"):
         for folder in PLACE.glob(f"{_PREFIX}*"):
             pid = folder.name.removeprefix(_PREFIX).partition("-")[0]
-            if psutil.pid_exists(int(pid)):
+            if not pid.isdecimal() or psutil.pid_exists(int(pid)):
                 continue
             left = LocalProvider(folder, "10.213.253.0/24")
             for machine in left.list_machines({}):
