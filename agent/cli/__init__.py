@@ -137,7 +137,10 @@ def main() -> None:
         # As `head` does: no error, and nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except Exception:  # noqa: BLE001 - Python would end with 1, which says that a build did not pass
+    except Exception as error:  # noqa: BLE001 - Python would end with 1, which says that a build did not pass
+        if _is_interrupted(error):
+            click.echo("interrupted", err=True)
+            sys.exit(130)
         import traceback
 
         traceback.print_exc()
@@ -146,3 +149,10 @@ def main() -> None:
         )
         code = AgentError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether an error is what Ctrl-C in the midst of a library became."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

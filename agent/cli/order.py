@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -125,14 +126,17 @@ def _give(
     )
     is_nudged = obj.nudge(server.id)
     screen = Screen(is_live=not as_json)
-    if not as_json:
-        click.echo(_told(kind, server))
-        if server.state in _GONE:
-            screen.note(f"build-agent: it is {server.state}: the order stands for its next start")
-        elif not is_nudged:
-            screen.note("build-agent: Redis can't be reached: it hears of it with its next heartbeat")
-    if wait:
-        server = _wait_for(obj.store, screen, order, server, is_quiet=as_json)
+    stopped = f"build-agent: stopped waiting; the order stands. To undo it: build-agent resume {server.name}"
+    # Ctrl-C is heard before anything is told: whoever reads it may press at once.
+    with screen.watching(stopped) if wait else nullcontext():
+        if not as_json:
+            click.echo(_told(kind, server))
+            if server.state in _GONE:
+                screen.note(f"build-agent: it is {server.state}: the order stands for its next start")
+            elif not is_nudged:
+                screen.note("build-agent: Redis can't be reached: it hears of it with its next heartbeat")
+        if wait:
+            _wait_for(obj.store, screen, order, server, is_quiet=as_json)
     if as_json:
         record.echo({"order": order, "server": servers.get(obj.store, server.id)})
     return 0
@@ -148,8 +152,8 @@ def _told(kind: OrderKind, server: Server) -> str:
     return f"server {server.name} {words[kind]}"
 
 
-def _wait_for(store: Store, screen: Screen, order: Order, server: Server, *, is_quiet: bool) -> Server:
-    """Wait until an order is carried out, and show how far it is; return the server as it is then.
+def _wait_for(store: Store, screen: Screen, order: Order, server: Server, *, is_quiet: bool) -> None:
+    """Wait until an order is carried out, and show how far it is.
 
     Raises: StateConflict when another order came in between, or the server went away without carrying it out.
     """
@@ -165,30 +169,28 @@ def _wait_for(store: Store, screen: Screen, order: Order, server: Server, *, is_
             still_open = {it.id: it for it in orders.read_open(connection, server.id)}
         return servers.get(store, server.id), still_open.get(order.id)
 
-    stopped = f"build-agent: stopped waiting; the order stands. To undo it: build-agent resume {server.name}"
-    with screen.watching(stopped):
-        while True:
-            now, still_open = rhythm.ask(look)
-            if now.wanted is not order.kind or now.wanted_by != order.by:
-                raise StateConflict(
-                    f"server {now.name}: {now.wanted} asked by {now.wanted_by or 'nobody'} came after this "
-                    f"{order.kind}"
-                )
-            if _has_come(order.kind, now, is_done=still_open is None):
-                if not is_quiet:
-                    _finish(screen, now)
-                return now
-            if now.state in _GONE and order.kind is not OrderKind.TERMINATE:
-                raise StateConflict(f"server {now.name} is {now.state}: {now.state_reason or 'it has left'}")
-            if still_open is not None and still_open.taken_at is None:
-                screen.show_status(f"{now.name}: has not heard of it yet")
-            elif screen.is_terminal:
-                screen.show_status(f"{now.name}: {_progress(now)}")
-            elif not is_quiet and (plain := _progress(now, has_times=False)) != told:
-                # In a pipe a line for each change, and none for time that goes by.
-                told = plain
-                screen.write(f"{now.name}: {_progress(now)}\n")
-            rhythm.pause(has_news=False, limit_s=watch.IDLE_S)
+    while True:
+        now, still_open = rhythm.ask(look)
+        if now.wanted is not order.kind or now.wanted_by != order.by:
+            raise StateConflict(
+                f"server {now.name}: {now.wanted} asked by {now.wanted_by or 'nobody'} came after this "
+                f"{order.kind}"
+            )
+        if _has_come(order.kind, now, is_done=still_open is None):
+            if not is_quiet:
+                _finish(screen, now)
+            return
+        if now.state in _GONE and order.kind is not OrderKind.TERMINATE:
+            raise StateConflict(f"server {now.name} is {now.state}: {now.state_reason or 'it has left'}")
+        if still_open is not None and still_open.taken_at is None:
+            screen.show_status(f"{now.name}: has not heard of it yet")
+        elif screen.is_terminal:
+            screen.show_status(f"{now.name}: {_progress(now)}")
+        elif not is_quiet and (plain := _progress(now, has_times=False)) != told:
+            # In a pipe a line for each change, and none for time that goes by.
+            told = plain
+            screen.write(f"{now.name}: {_progress(now)}\n")
+        rhythm.pause(has_news=False, limit_s=watch.IDLE_S)
 
 
 def _has_come(kind: OrderKind, server: Server, *, is_done: bool) -> bool:

@@ -106,7 +106,8 @@ def test_f17_cancel_at_any_moment_of_many_short_steps_ends_the_build_in_order(sq
     farm.agent(slots=2)
     moments = random.Random(17)
     for _ in range(12):
-        first = farm.submit({"setup": ["true"] * 5, "steps": ["true"] * 200})
+        # The last step never ends by itself: a fast machine may come that far.
+        first = farm.submit({"setup": ["true"] * 5, "steps": [*["true"] * 200, "sleep 600"]})
         farm.wait_running(first)
         pause = clock.Deadline.after(moments.uniform(0.0, 0.5))
         wait_until(lambda end=pause: end.is_passed, 5)
@@ -115,7 +116,6 @@ def test_f17_cancel_at_any_moment_of_many_short_steps_ends_the_build_in_order(sq
         build = assert_next_runs(farm, first, following)
         assert build.outcome is Outcome.CANCELLED
         ended = steps.list_steps(farm.store, first, 1)
-        assert len(ended) < 205
         # Nothing after the step that was ended, and nothing left open.
         assert all(item.state == "ended" for item in ended)
         assert all(item.outcome is Outcome.PASSED for item in ended[:-1])

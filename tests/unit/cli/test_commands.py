@@ -128,20 +128,40 @@ def test_exit_code_follows_from_the_fault(tmp_path: Path, sqlite_url: str) -> No
     assert run("builds", BUILD_AGENT_DATABASE_URL=f"sqlite:///{tmp_path}/empty.db").returncode == 78
 
 
-def test_fault_of_our_own_is_not_told_as_a_failed_build(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.py"
+def run_broken(folder: Path, callback: str) -> subprocess.CompletedProcess[str]:
+    """Run `build-agent builds` with other insides."""
+    broken = folder / "broken.py"
     broken.write_text(
         "import agent.cli.builds, sys\n"
-        "agent.cli.builds.builds.callback = lambda **_: 1 / 0\n"
+        f"{callback}\n"
+        "agent.cli.builds.builds.callback = callback\n"
         "sys.argv = ['build-agent', 'builds']\n"
         "agent.cli.main()\n"
     )
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(broken)], capture_output=True, text=True, check=False, cwd=ROOT
     )
+
+
+def test_fault_of_our_own_is_not_told_as_a_failed_build(tmp_path: Path) -> None:
+    done = run_broken(tmp_path, "def callback(**_): 1 / 0")
     assert done.returncode == 70
     assert "ZeroDivisionError" in done.stderr
     assert "fault of build-agent itself" in done.stderr
+
+
+@pytest.mark.parametrize("raised", ["raise ValueError('closed')", "raise ValueError('closed') from error"])
+def test_ctrl_c_that_a_library_made_another_error_of_is_still_ctrl_c(tmp_path: Path, raised: str) -> None:
+    done = run_broken(
+        tmp_path,
+        "def callback(**_):\n"
+        "    try:\n"
+        "        raise KeyboardInterrupt\n"
+        "    except BaseException as error:\n"
+        f"        {raised}",
+    )
+    assert done.returncode == 130
+    assert done.stderr == "interrupted\n"
 
 
 def test_misspelt_command_names_the_nearest() -> None:
