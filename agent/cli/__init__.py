@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from agent import __version__
-from agent.cli.screen import ReaderGone
+from agent.cli.screen import INTERRUPTED, ReaderGone
 from agent.errors import AgentError
 
 NAME = "build-agent"
@@ -124,35 +124,35 @@ def main() -> None:
     """Run the command line; errors made for people are printed as such, with their exit code."""
     try:
         code = cli.main(prog_name=NAME, standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("interrupted", err=True)
-        code = 130
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
-    except AgentError as error:
-        click.echo(f"build-agent: {error}", err=True)
         code = error.exit_code
     except ReaderGone:
         # As `head` does: no error, and nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:  # noqa: BLE001 - Python would end with 1, which says that a build did not pass
-        if _is_interrupted(error):
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-        import traceback
-
-        traceback.print_exc()
-        click.echo(
-            "build-agent: this is a fault of build-agent itself: please report the lines above", err=True
-        )
-        code = AgentError.exit_code
+        code = _tell(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _tell(error: Exception) -> int:
+    """Say on standard error why a command did not come to its end; return its exit code."""
+    if _is_interrupted(error):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    if isinstance(error, AgentError):
+        click.echo(f"build-agent: {error}", err=True)
+        return error.exit_code
+    import traceback
+
+    traceback.print_exception(error)
+    click.echo("build-agent: this is a fault of build-agent itself: please report the lines above", err=True)
+    return AgentError.exit_code
+
+
 def _is_interrupted(error: BaseException | None) -> bool:
-    """Whether an error is what Ctrl-C in the midst of a library became."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    """Whether an error is Ctrl-C, or what click or another library in whose midst it came has made of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt | click.exceptions.Abort):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -150,7 +150,15 @@ def test_fault_of_our_own_is_not_told_as_a_failed_build(tmp_path: Path) -> None:
     assert "fault of build-agent itself" in done.stderr
 
 
-@pytest.mark.parametrize("raised", ["raise ValueError('closed')", "raise ValueError('closed') from error"])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "raise",
+        "raise ValueError('closed')",
+        "raise ValueError('closed') from error",
+        "raise agent.errors.StoreUnavailable('closed') from error",
+    ],
+)
 def test_ctrl_c_that_a_library_made_another_error_of_is_still_ctrl_c(tmp_path: Path, raised: str) -> None:
     done = run_broken(
         tmp_path,
