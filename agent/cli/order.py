@@ -73,15 +73,20 @@ def resume(obj: Context, *, server: str, note: str | None, wait: bool, as_json: 
 @click.command()
 @argument.server
 @_note
+@click.option(
+    "--for", "deadline", metavar="DURATION", callback=_read_span, help="It ends by itself after this, as 2h."
+)
 @_wait
 @argument.as_json
 @click.pass_obj
-def quarantine(obj: Context, *, server: str, note: str | None, wait: bool, as_json: bool) -> int:
+def quarantine(
+    obj: Context, *, server: str, note: str | None, deadline: timedelta | None, wait: bool, as_json: bool
+) -> int:
     """Keep a server from taking builds until it is resumed, over restarts too.
 
     What runs there goes on.
     """
-    return _give(obj, OrderKind.QUARANTINE, server, note=note, wait=wait, as_json=as_json)
+    return _give(obj, OrderKind.QUARANTINE, server, note=note, deadline=deadline, wait=wait, as_json=as_json)
 
 
 @click.command()
@@ -94,8 +99,33 @@ def quarantine(obj: Context, *, server: str, note: str | None, wait: bool, as_js
 def terminate(
     obj: Context, *, server: str, note: str | None, deadline: timedelta | None, wait: bool, as_json: bool
 ) -> int:
-    """Drain a server and end its agent."""
+    """Drain a server and end its agent; a machine of the fleet ends with it, one that has not come up at once."""
+    if _has_ended_machine(obj, server, note=note, as_json=as_json):
+        return 0
     return _give(obj, OrderKind.TERMINATE, server, note=note, deadline=deadline, wait=wait, as_json=as_json)
+
+
+def _has_ended_machine(obj: Context, word: str, *, note: str | None, as_json: bool) -> bool:
+    """End a machine that no server has come of; whether `word` names one."""
+    from agent.cli import record
+    from agent.errors import NotFound
+    from agent.fleet import start
+    from agent.store import machines
+
+    try:
+        obj.find_server(word)
+    except NotFound:
+        try:
+            machine = machines.get(obj.store, word)
+        except NotFound:
+            return False
+        start.end(obj.store, machine, by=obj.actor, why=note or "no reason given")
+        if as_json:
+            record.echo(machines.get(obj.store, machine.id))
+        else:
+            click.echo(f"machine {machine.name} is to end")
+        return True
+    return False
 
 
 def _give(

@@ -65,7 +65,8 @@ class Condition:
             self._wanted = wanted
             remaining_s = (
                 None
-                if wanted.deadline_at is None
+                # A quarantine's is when it ends, which is not ours to do.
+                if wanted.deadline_at is None or wanted.kind is OrderKind.QUARANTINE
                 else max(0.0, (wanted.deadline_at - clock.utc_now()).total_seconds())
             )
             self._deadline = clock.Deadline.after(remaining_s)

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ TAG_PREFIX = "build-agent:"
 # Ours alone, from `systemd-id128 new`. Changing it renames every server that is not on EC2.
 _APPLICATION_ID = bytes.fromhex("ba06f335ae714394be75f04df59652fb")
 _STORED_NAME = "server-id"
+# What the fleet and the bake mark their machines with is theirs: it says nothing about which builds a server takes.
+RESERVED_TAGS = frozenset({"bake", "dev", "fleet", "image", "machine", "owner", "pool", "token"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +55,7 @@ def identify(settings: Settings, *, root: Path = Path("/")) -> Identity:
     waited for here: the caller tries again on a retriable error.
 
     `host` of the answer holds `cloud`, `tags` (the instance's tags that begin with "build-agent:", without
-    that prefix), `image` (further keys of the image file) and facts for people, all plain JSON.
+    that prefix, the fleet's own left out), `image` (further keys of the image file) and facts for people, all plain JSON.
 
     Args:
         root: where /etc and /sys are looked for.
@@ -119,8 +122,13 @@ def _from_ec2(settings: Settings, root: Path) -> _Who:
         name=(instance.hostname or "").split(".")[0] or instance.id,
         ami_id=instance.ami_id,
         facts=_instance_facts(instance),
-        tags={key.removeprefix(TAG_PREFIX): text for key, text in tags.items() if key.startswith(TAG_PREFIX)},
+        tags=_own_tags(tags),
     )
+
+
+def _own_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    named = {key.removeprefix(TAG_PREFIX): text for key, text in tags.items() if key.startswith(TAG_PREFIX)}
+    return {name: text for name, text in named.items() if name not in RESERVED_TAGS}
 
 
 def _from_machine(settings: Settings, root: Path) -> _Who:

@@ -15,6 +15,7 @@ import redis
 from redis.exceptions import RedisError
 from rq.exceptions import DuplicateJobError
 from rq.intermediate_queue import IntermediateQueue
+from rq.job import JobStatus
 from rq.queue import Queue
 from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import now, utcformat
@@ -25,6 +26,8 @@ from agent.queue.job import FUNCTION, SERIALIZER, BuildJob
 # Job hashes of ended builds stay for `rq info` and dependents; the record is in the database.
 RESULT_TTL_S = 3600
 FAILURE_TTL_S = 24 * 3600
+
+_CANCEL_RECORDED = "cancel_recorded"
 
 _TAKE = """
 for i, queue in ipairs(KEYS) do
@@ -54,7 +57,7 @@ redis.call('DEL', KEYS[8])
 redis.call('ZREM', KEYS[4], ARGV[1])
 redis.call('ZREM', KEYS[5], ARGV[1])
 redis.call('ZREM', KEYS[7], ARGV[1])
-redis.call('HDEL', KEYS[1], 'started_at', 'ended_at', 'worker_name', 'last_heartbeat', 'exc_info')
+redis.call('HDEL', KEYS[1], 'started_at', 'ended_at', 'worker_name', 'last_heartbeat', 'exc_info', 'cancel_recorded')
 redis.call('HSET', KEYS[1], 'status', 'queued', 'enqueued_at', ARGV[2], 'origin', ARGV[3])
 redis.call('PERSIST', KEYS[1])
 redis.call('SADD', KEYS[9], KEYS[2])
@@ -171,6 +174,17 @@ class Carrier:
             Queue.redis_queues_keys,
         ]
         return int(self._queue_again(keys=keys, args=[build_id, utcformat(now()), queue.name])) == 1
+
+    def is_cancelled(self, build_id: str) -> bool:
+        """Whether somebody has cancelled a job by RQ's own means and it is not on record yet."""
+        with reaching():
+            status, recorded = self.connection.hmget(BuildJob.key_for(build_id), ["status", _CANCEL_RECORDED])
+        return status is not None and _text(status) == JobStatus.CANCELED and recorded is None
+
+    def note_cancel(self, build_id: str) -> None:
+        """Note that a cancel of RQ's is on record: a build that is retried later is not cancelled by it again."""
+        with reaching():
+            self.connection.hset(BuildJob.key_for(build_id), _CANCEL_RECORDED, "1")
 
     def waiting(self, queue: str) -> list[str]:
         """Return the ids that wait in a queue, next first."""

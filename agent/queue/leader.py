@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from rq.registry import clean_registries
 
 from agent import clock, log
-from agent.errors import QueueUnavailable
+from agent.errors import QueueUnavailable, StateConflict
 from agent.metrics import catalogue as gauge
 from agent.metrics.registry import Metrics
 from agent.model.build import AttemptRef
 from agent.queue import lease
 from agent.queue.carrier import Carrier
 from agent.queue.connection import reaching
-from agent.store import attempts, builds, servers, survey
+from agent.queue.listen import nudge
+from agent.store import attempts, builds, orders, servers, survey
 from agent.store.engine import Store
 
 LEADER_KEY = "build-agent:leader"
@@ -91,7 +92,10 @@ class Leader:
             self._forget_sightings()
             _log.info("leader.elected" if held else "leader.lost")
         if self.is_leading:
-            self.sweep(self.reap())
+            found = self.reap()
+            self.sweep(found)
+            if found.has_expired:
+                self._end_quarantines()
             self._clean_rq()
 
     def resign(self) -> None:
@@ -171,6 +175,11 @@ class Leader:
         if result.requeued:
             self._carrier.publish(ref.build_id, result.queue)
 
+    def _end_quarantines(self) -> None:
+        for server_id in orders.resume_expired(self._store):
+            _log.info("server.quarantine_over", server=server_id)
+            nudge(self._carrier.connection, server_id)
+
     # The sweeper.
 
     def sweep(self, found: survey.Survey) -> None:
@@ -203,8 +212,22 @@ class Leader:
         ]
         self._missing = {item: self._missing.get(item, now_mono) for item, _ in missing}
         for build_id, queue in missing:
-            if now_mono - self._missing[build_id] >= PATIENCE_S and self._carrier.publish(build_id, queue):
+            if now_mono - self._missing[build_id] < PATIENCE_S:
+                continue
+            if self._carrier.is_cancelled(build_id):
+                self._record_cancel(build_id, queue)
+            elif self._carrier.publish(build_id, queue):
                 _log.warning("build.queued_again", "on record, not in Redis", build=build_id, queue=queue)
+
+    def _record_cancel(self, build_id: str, queue: str) -> None:
+        """Put on record that a build that waited was cancelled with RQ's own tools."""
+        try:
+            builds.request_cancel(self._store, build_id, by="rq")
+        except StateConflict:
+            # Somebody was quicker: it has ended.
+            return
+        _log.info("build.cancelled_in_rq", build=build_id, queue=queue)
+        self._carrier.note_cancel(build_id)
 
     def _look_in_hand(self, now_mono: float) -> set[tuple[str, str]]:
         """Return (queue, id) of what was in hand at the last look, a moment ago; put back what has been for long."""

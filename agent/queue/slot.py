@@ -23,7 +23,6 @@ from rq import worker_registration
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
-from rq.timeouts import BaseDeathPenalty
 from rq.worker import SimpleWorker
 from rq.worker.base import WorkerStatus
 
@@ -41,6 +40,7 @@ from agent.queue.connection import reaching
 from agent.queue.gate import Gate
 from agent.queue.job import SERIALIZER, BuildJob, check_on_record, read_job, refuse, refusing
 from agent.queue.lease import Lease
+from agent.queue.no_penalty import NoDeathPenalty
 from agent.queue.submit import new_build
 from agent.store import builds
 from agent.store.engine import Store
@@ -59,17 +59,6 @@ Runner = Callable[[Claim, CancelToken], AttemptSummary]
 
 class BuildNotPassed(Exception):
     """What RQ is told of a build that did not pass, so that its dependents don't run."""
-
-
-class NoDeathPenalty(BaseDeathPenalty):
-    """RQ's time-out does nothing: a thread can't be interrupted safely, and every limit of a build is watched,
-    on monotonic time, by the thread that runs its steps."""
-
-    def setup_death_penalty(self) -> None:
-        """Do nothing."""
-
-    def cancel_death_penalty(self) -> None:
-        """Do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,7 +240,12 @@ class Slot(SimpleWorker):
             plan.gate.close("suspended through RQ")
             return
         if claim is None:
-            plan.carrier.forget(queue_name, build_id)
+            if builds.is_waiting(plan.store, build_id):
+                # It is this server that may not have it: an order stands, or its life is over.
+                plan.carrier.give_back(queue_name, build_id)
+                plan.gate.close("the database gives this server no builds: an order stands")
+            else:
+                plan.carrier.forget(queue_name, build_id)
             return
         plan.metrics.observe(gauge.CLAIM_SECONDS, clock.mono() - sent_mono)
         self._run(job, plan.carrier.queue(queue_name), claim)

@@ -30,6 +30,8 @@ from agent.store.engine import Store
 from agent.store.servers import OVER
 from agent.store.tables import attempts, builds, deploy_locks, insert_new, now, servers, steps
 
+# A trial that nobody ends must not run a build for ever.
+_ALLOWED_MAX_ON_TRIAL = 20
 _is_over = (servers.c.session != attempts.c.session) | servers.c.state.in_(OVER)
 _RUNNING = (
     select(
@@ -84,7 +86,13 @@ class Fate:
 
 
 def decide(
-    outcome: Outcome, *, number: int, attempts_allowed: int, is_cancelled: bool, is_deploy_open: bool
+    outcome: Outcome,
+    *,
+    number: int,
+    attempts_allowed: int,
+    is_cancelled: bool,
+    is_deploy_open: bool,
+    is_on_trial: bool = False,
 ) -> Fate:
     """Decide whether a build runs again.
 
@@ -92,6 +100,7 @@ def decide(
         outcome: of attempt `number`, the newest.
         is_cancelled: somebody has asked for the build's end.
         is_deploy_open: a deploy that must not be run twice has begun.
+        is_on_trial: the server tries a new image.
     """
     if not outcome.is_infrastructure:
         return Fate(is_requeued=False, outcome=outcome, attempts_allowed=attempts_allowed)
@@ -100,8 +109,9 @@ def decide(
         return Fate(is_requeued=False, outcome=Outcome.LOST, attempts_allowed=attempts_allowed)
     if is_cancelled:
         return Fate(is_requeued=False, outcome=Outcome.CANCELLED, attempts_allowed=attempts_allowed)
-    if outcome is Outcome.PREEMPTED:
-        # Given back in good order, which says nothing against the build: it doesn't use up an attempt.
+    if outcome is Outcome.PREEMPTED or (is_on_trial and attempts_allowed < _ALLOWED_MAX_ON_TRIAL):
+        # Given back in good order, or tried on an image that may be bad: that says nothing against the build, and
+        # doesn't use up an attempt.
         attempts_allowed += 1
     if number < attempts_allowed:
         return Fate(is_requeued=True, outcome=None, attempts_allowed=attempts_allowed)
@@ -316,6 +326,7 @@ def close(connection: Connection, ref: AttemptRef, ended: AttemptEnded, held: en
         attempts_allowed=build.attempts_allowed,
         is_cancelled=build.cancel_requested_at is not None,
         is_deploy_open=closed.deploy_begun_at is not None and not closed.deploy_retry_safe,
+        is_on_trial=ended.outcome.is_infrastructure and ending.is_on_trial(connection, closed.server_id),
     )
     of_build = {
         "of_build": ref.build_id,

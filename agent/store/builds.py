@@ -29,6 +29,7 @@ from sqlalchemy import (
 from agent.errors import NotFound, StateConflict
 from agent.model.build import AttemptRef, Build, BuildState, Claim, NewBuild
 from agent.model.outcome import Outcome
+from agent.model.server import OrderKind
 from agent.store import audit
 from agent.store import prefix as by_prefix
 from agent.store.engine import Store
@@ -141,8 +142,8 @@ def claim(store: Store, build_id: str, *, server_id: str, session: str, slot: in
     after it (the reaper then finds the new attempt and closes it).
 
     Returns: None when the build is not there, not queued or to be cancelled, or when this life of the server
-        is over. After StoreUnavailable the claim may have been made, if the connection broke in the commit:
-        the attempt then shows in `BeatReply.live` and is to be released.
+        is over or has been told to take nothing new. After StoreUnavailable the claim may have been made, if the
+        connection broke in the commit: the attempt then shows in `BeatReply.live` and is to be released.
     """
     with store.begin() as connection:
         win, begin = _claiming(connection.dialect.name)
@@ -162,6 +163,17 @@ def claim(store: Store, build_id: str, *, server_id: str, session: str, slot: in
             commit=won.commit,
             queued_at=won.queued_at,
         )
+
+
+def is_waiting(store: Store, build_id: str) -> bool:
+    """Whether a build is queued and may be claimed."""
+    query = select(builds.c.id).where(
+        builds.c.id == build_id,
+        builds.c.state == BuildState.QUEUED,
+        builds.c.cancel_requested_at.is_(None),
+    )
+    with store.read() as connection:
+        return connection.execute(query).first() is not None
 
 
 def refuse(store: Store, build_id: str, *, project: str, queue: str, reason: str, raw: str | None) -> None:
@@ -323,6 +335,8 @@ def _claiming(dialect: str) -> tuple[UpdateBase, UpdateBase]:
             servers.c.id == bindparam("of_server"),
             servers.c.session == bindparam("of_session"),
             servers.c.state.not_in(GONE),
+            # An order counts from the moment it is given, not from when the server hears of it.
+            servers.c.wanted == OrderKind.RESUME,
         )
         # Asks for no row of `builds`, so PostgreSQL answers, and locks, this one first.
         .with_for_update(read=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, or_, select, update
 
-from agent.store.tables import Text, attempts, builds, deploy_locks, steps
+from agent.store.tables import Text, attempts, builds, deploy_locks, servers, steps
+from agent.store.tables_fleet import machines
 
 # Rows of `builds` by id, locked: what an end has to know of its build.
 Held = Mapping[str, Any]
@@ -29,7 +30,7 @@ CLOSE = (
     .where(attempts.c.build_id == _build, attempts.c.number == _number, attempts.c.session == _session)
     .where(attempts.c.state == "running")
     .values(state="ended")
-    .returning(attempts.c.deploy_begun_at, attempts.c.deploy_retry_safe)
+    .returning(attempts.c.deploy_begun_at, attempts.c.deploy_retry_safe, attempts.c.server_id)
 )
 CLOSE_STEPS = (
     update(steps)
@@ -37,6 +38,13 @@ CLOSE_STEPS = (
     .values(state="ended")
 )
 FREE_LOCKS = delete(deploy_locks).where(deploy_locks.c.build_id == _build, deploy_locks.c.attempt == _number)
+# By the name that the server was launched with: it may end a build before the controller has linked the two.
+_ON_TRIAL = (
+    select(machines.c.id)
+    .join(servers, or_(servers.c.name == machines.c.name, servers.c.id == machines.c.provider_machine_id))
+    .where(servers.c.id == bindparam("of_server"), machines.c.purpose == "canary")
+    .limit(1)
+)
 CHANGE_BUILD = (
     update(builds)
     .where(builds.c.id == _build)
@@ -53,3 +61,8 @@ def hold(connection: Connection, build_ids: Collection[str]) -> Held:
     First in its transaction, for all builds that it will end: locks are taken in the order builds, attempts, steps.
     """
     return {row[0]: row for row in connection.execute(_HOLD, {"of_builds": sorted(build_ids)})}
+
+
+def is_on_trial(connection: Connection, server_id: str) -> bool:
+    """Whether a server was started to try a new image."""
+    return connection.execute(_ON_TRIAL, {"of_server": server_id}).first() is not None

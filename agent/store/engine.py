@@ -17,6 +17,9 @@ from agent import clock
 from agent.errors import SettingsError
 from agent.store.failure import translate
 
+# What functions take that work inside a transaction, for those who may not know the library.
+Transaction = Connection
+
 STATEMENT_LIMIT_S = 15.0
 # Longer than any transaction of ours should take, shorter than a lease: a thread that gets no connection says
 # so.
@@ -74,7 +77,10 @@ class Store:
 
     @contextmanager
     def read(self, *, limit_s: float = STATEMENT_LIMIT_S) -> Iterator[Connection]:
-        """Open a transaction that only reads. Raises as `begin` does."""
+        """Open a transaction that only reads, and sees the database as it was at its first statement.
+
+        Raises as `begin` does.
+        """
         with self._transaction(is_writing=False, limit_s=limit_s) as connection:
             yield connection
 

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, RowMapping, delete, insert, null, or_, select
 
 from agent.errors import NotFound, StateConflict
 from agent.model.image import Image, ImageReport, ImageState, NewImage, ReportWhen
-from agent.store import audit
+from agent.store import audit, usage
 from agent.store import prefix as by_prefix
 from agent.store.engine import Store
 from agent.store.tables import image_reports, images, insert_new, now
@@ -88,9 +88,12 @@ def change(
 def retire(store: Store, image_id: str, *, by: str, reason: str | None = None) -> Image:
     """Take an image out of use: no server is started from it any more.
 
-    Raises: NotFound; StateConflict for one that servers are started from by default, or whose bake goes on.
+    Raises: NotFound; StateConflict for one that a pool or a roll-out uses, or whose bake goes on.
     """
     with store.begin() as connection:
+        image = read(connection, image_id, is_locked=True)
+        if users := usage.to_start_from(connection, image_id):
+            raise StateConflict(f"image {image.version} is in use: {'; '.join(users)}")
         change(
             connection,
             image_id,
@@ -138,7 +141,13 @@ def list_reports(store: Store, image_id: str) -> list[ImageReport]:
 def get(store: Store, image_id: str) -> Image:
     """Return an image by its whole id. Raises: NotFound."""
     with store.read() as connection:
-        row = connection.execute(select(images).where(images.c.id == image_id)).mappings().one_or_none()
+        return read(connection, image_id)
+
+
+def read(connection: Connection, image_id: str, *, is_locked: bool = False) -> Image:
+    """Do what `get` does, inside a transaction; locked, nobody else changes it before its end."""
+    query = select(images).where(images.c.id == image_id)
+    row = connection.execute(query.with_for_update() if is_locked else query).mappings().one_or_none()
     if row is None:
         raise NotFound(f"no image {image_id!r}")
     return _image(row)

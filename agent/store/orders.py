@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, exists, insert, select, update
 
 from agent.errors import NotFound
-from agent.model.server import Order, OrderKind
+from agent.model.server import Order, OrderKind, ServerState
 from agent.store import audit
 from agent.store.engine import Store
-from agent.store.tables import now, orders, servers
+from agent.store.tables import attempts, now, orders, servers
 
 _OPEN = (
     select(orders)
     .where(orders.c.server_id == bindparam("of_server"), orders.c.done_at.is_(None))
     .order_by(orders.c.id)
 )
+
+_EXPIRED = select(servers.c.id).where(servers.c.wanted == OrderKind.QUARANTINE)
 
 
 def give(
@@ -33,40 +35,104 @@ def give(
     Raises: NotFound.
     """
     with store.begin() as connection:
-        # The server's row first: a registration at the same time sees the order as a whole or not at all.
-        known = connection.execute(
-            update(servers)
-            .where(servers.c.id == server_id)
-            .values(wanted=kind, wanted_note=note, wanted_by=by, drain_deadline_at=deadline_at)
+        return give_in(connection, server_id=server_id, kind=kind, by=by, note=note, deadline_at=deadline_at)
+
+
+def give_in(
+    connection: Connection,
+    *,
+    server_id: str,
+    kind: OrderKind,
+    by: str,
+    note: str | None = None,
+    deadline_at: datetime | None = None,
+) -> Order:
+    """Do what `give` does, inside a transaction."""
+    # The server's row first: a registration at the same time sees the order as a whole or not at all. No slot
+    # claims a build between this and the end of the order: claims hold the row, too, and want `resume`.
+    known = connection.execute(
+        update(servers)
+        .where(servers.c.id == server_id)
+        .values(wanted=kind, wanted_note=note, wanted_by=by, drain_deadline_at=deadline_at)
+    )
+    if known.rowcount == 0:
+        raise NotFound(f"no server {server_id!r}")
+    row = connection.execute(
+        insert(orders)
+        .values(
+            server_id=server_id,
+            kind=kind,
+            note=note,
+            given_by=by,
+            created_at=now(connection),
+            deadline_at=deadline_at,
         )
-        if known.rowcount == 0:
-            raise NotFound(f"no server {server_id!r}")
-        row = connection.execute(
-            insert(orders)
-            .values(
+        .returning(orders)
+    )
+    order = _order(row.mappings().one())
+    audit.write(
+        connection,
+        actor=by,
+        action=f"server.{kind}",
+        subject_kind="server",
+        subject_id=server_id,
+        detail={
+            "order": order.id,
+            "note": note,
+            "deadline_at": deadline_at.isoformat() if deadline_at else None,
+        },
+    )
+    return order
+
+
+def instant(connection: Connection) -> datetime:
+    """Return the instant of a transaction, for a deadline that the database's clock is to tell."""
+    at: datetime = connection.execute(select(now(connection))).scalar_one()
+    return at
+
+
+def leave_idle(connection: Connection, server_id: str, *, by: str, note: str) -> Order | None:
+    """Have a server leave that accepts builds and has none: proved and ordered in one, under the server's row.
+
+    A claim holds that row until its attempt is on record: one that came before is seen here, one that comes after finds
+    the order. Returns: None, and nothing has changed, when the server has a build or anything but `accepting` to say.
+    """
+    connection.execute(select(servers.c.id).where(servers.c.id == server_id).with_for_update())
+    # A second statement: on PostgreSQL it sees what was committed while the first waited for the row.
+    is_idle = connection.execute(
+        select(servers.c.id).where(
+            servers.c.id == server_id,
+            servers.c.state == ServerState.ACCEPTING,
+            servers.c.wanted == OrderKind.RESUME,
+            ~exists().where(attempts.c.server_id == server_id, attempts.c.state == "running"),
+        )
+    ).first()
+    if is_idle is None:
+        return None
+    return give_in(connection, server_id=server_id, kind=OrderKind.TERMINATE, by=by, note=note)
+
+
+def has_expired(connection: Connection) -> bool:
+    """Whether a quarantine's time is over."""
+    query = _EXPIRED.where(servers.c.drain_deadline_at <= now(connection))
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def resume_expired(store: Store) -> list[str]:
+    """End the quarantines whose time is over; return the servers."""
+    with store.begin() as connection:
+        query = _EXPIRED.where(servers.c.drain_deadline_at <= now(connection))
+        ended = connection.execute(query.with_for_update(skip_locked=True)).scalars()
+        found = list(ended)
+        for server_id in found:
+            give_in(
+                connection,
                 server_id=server_id,
-                kind=kind,
-                note=note,
-                given_by=by,
-                created_at=now(connection),
-                deadline_at=deadline_at,
+                kind=OrderKind.RESUME,
+                by="build-agent",
+                note="the quarantine's time is over",
             )
-            .returning(orders)
-        )
-        order = _order(row.mappings().one())
-        audit.write(
-            connection,
-            actor=by,
-            action=f"server.{kind}",
-            subject_kind="server",
-            subject_id=server_id,
-            detail={
-                "order": order.id,
-                "note": note,
-                "deadline_at": deadline_at.isoformat() if deadline_at else None,
-            },
-        )
-        return order
+    return found
 
 
 def take(store: Store, order_id: int) -> None:

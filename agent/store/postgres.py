@@ -93,9 +93,10 @@ def _begin(connection: Connection) -> None:
     driver = connection.connection.driver_connection
     if isinstance(driver, BoundedConnection):
         driver.limit_s = limit_s + min(5.0, limit_s / 4)
-    access = "READ WRITE" if options["is_writing"] else "READ ONLY"
+    # What only reads sees one moment, as with SQLite; what writes sees what others wrote before each statement.
+    kind = "READ COMMITTED READ WRITE" if options["is_writing"] else "REPEATABLE READ READ ONLY"
     connection.exec_driver_sql(
-        f"BEGIN ISOLATION LEVEL READ COMMITTED {access};"
+        f"BEGIN ISOLATION LEVEL {kind};"
         f"SET LOCAL statement_timeout = {math.ceil(limit_s * 1000)};"
         f"SET LOCAL idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION_LIMIT_S * 1000}"
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.store import attempts, builds, servers
+from agent.store import attempts, builds, orders, servers
 from agent.store.engine import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """What is on record: servers that should beat, attempts that run, builds that wait."""
+    """What is on record: servers that should beat, attempts that run, builds that wait; whether a quarantine is over."""
 
     beats: Sequence[servers.Beat]
     running: Sequence[attempts.RunningAttempt]
     queued: Sequence[builds.QueuedBuild]
+    has_expired: bool
 
 
 def look(store: Store) -> Survey:
@@ -25,4 +26,5 @@ def look(store: Store) -> Survey:
             beats=servers.read_beats(connection),
             running=attempts.read_running(connection),
             queued=builds.read_queued(connection),
+            has_expired=orders.has_expired(connection),
         )

@@ -88,11 +88,11 @@ class Text(TypeDecorator[str]):
         return None if value is None else printable(value)
 
 
-_json = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+document = JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 # JSONB forgets the order of keys; pipelines are numbered and deploys run in the order of the definition.
 _ordered_json = JSON(none_as_null=True)
 # SQLite numbers rows by itself only where the key is declared INTEGER.
-_serial = BigInteger().with_variant(Integer(), "sqlite")
+serial = BigInteger().with_variant(Integer(), "sqlite")
 
 metadata = MetaData(
     naming_convention={
@@ -103,7 +103,7 @@ metadata = MetaData(
 )
 
 
-def _only(condition: str) -> dict[str, Any]:
+def only(condition: str) -> dict[str, Any]:
     """Return what makes an index one of the rows that meet a condition."""
     return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
 
@@ -126,13 +126,13 @@ servers = Table(
     Column("wanted_by", Text),
     Column("drain_deadline_at", UtcDateTime),
     Column("slots", Integer, nullable=False),
-    Column("queues", _json, nullable=False),
-    Column("tags", _json, nullable=False),
+    Column("queues", document, nullable=False),
+    Column("tags", document, nullable=False),
     Column("image_id", Text),
     Column("image_version", Text),
     Column("agent_version", Text, nullable=False),
-    Column("host", _json, nullable=False),
-    Column("status", _json, nullable=False),
+    Column("host", document, nullable=False),
+    Column("status", document, nullable=False),
     Column("beat", BigInteger, nullable=False),
     Column("beat_at", UtcDateTime, nullable=False),
     Column("registered_at", UtcDateTime, nullable=False),
@@ -195,9 +195,9 @@ attempts = Table(
         "attempts_one_running_idx",
         "build_id",
         unique=True,
-        **_only("state = 'running'"),
+        **only("state = 'running'"),
     ),
-    Index("attempts_running_idx", "server_id", **_only("state = 'running'")),
+    Index("attempts_running_idx", "server_id", **only("state = 'running'")),
 )
 
 steps = Table(
@@ -255,7 +255,7 @@ output_chunks = Table(
 orders = Table(
     "orders",
     metadata,
-    Column("id", _serial, primary_key=True, autoincrement=True),
+    Column("id", serial, primary_key=True, autoincrement=True),
     Column("server_id", Text, ForeignKey("servers.id", ondelete="CASCADE"), nullable=False),
     Column("kind", Text, nullable=False),
     Column("note", Text),
@@ -265,20 +265,20 @@ orders = Table(
     Column("taken_at", UtcDateTime),
     Column("done_at", UtcDateTime),
     Column("result", Text),
-    Index("orders_open_idx", "server_id", **_only("done_at IS NULL")),
+    Index("orders_open_idx", "server_id", **only("done_at IS NULL")),
 )
 
 # No foreign keys: what was done stays on the record when its subject is deleted.
 audit = Table(
     "audit",
     metadata,
-    Column("id", _serial, primary_key=True, autoincrement=True),
+    Column("id", serial, primary_key=True, autoincrement=True),
     Column("at", UtcDateTime, nullable=False),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("subject_kind", Text, nullable=False),
     Column("subject_id", Text, nullable=False),
-    Column("detail", _json, nullable=False),
+    Column("detail", document, nullable=False),
     Index("audit_subject_idx", "subject_kind", "subject_id", "id"),
 )
 
@@ -309,7 +309,7 @@ images = Table(
     Column("base", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("reason", Text),
-    Column("provenance", _json, nullable=False),
+    Column("provenance", document, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("verified_at", UtcDateTime),
@@ -325,7 +325,7 @@ images = Table(
         "profile",
         "version",
         unique=True,
-        **_only("state <> 'failed'"),
+        **only("state <> 'failed'"),
     ),
     Index("images_created_idx", "created_at", "id"),
 )
@@ -336,7 +336,7 @@ image_reports = Table(
     Column("image_id", Text, ForeignKey("images.id", ondelete="CASCADE"), nullable=False),
     Column("ran", Text, nullable=False),
     Column("junit", Text, nullable=False),
-    Column("report", _json, nullable=False),
+    Column("report", document, nullable=False),
     Column("stored_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("image_id", "ran"),
     CheckConstraint("ran IN ('bake', 'fresh_boot')", name="ran"),
@@ -351,13 +351,13 @@ bakes = Table(
     Column("provider", Text, nullable=False),
     Column("phase", Text, nullable=False),
     Column("state", Text, nullable=False),
-    Column("options", _json, nullable=False),
-    Column("made", _json, nullable=False),
+    Column("options", document, nullable=False),
+    Column("made", document, nullable=False),
     Column("error", Text),
     Column("server_id", Text),
     Column("session", Text),
     Column("owner_name", Text),
-    Column("owner_process", _json, nullable=False),
+    Column("owner_process", document, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("changed_at", UtcDateTime, nullable=False),

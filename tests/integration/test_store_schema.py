@@ -21,7 +21,7 @@ from sqlalchemy import CheckConstraint, delete, inspect, text
 
 from agent.cli.db import db
 from agent.errors import SchemaMismatch, StateConflict
-from agent.store import attempts, builds, migrate, schema, servers, tables
+from agent.store import attempts, builds, migrate, schema, servers, tables, tables_fleet  # noqa: F401
 from agent.store.engine import Store
 from tests.integration.conftest_store import ended, race, running
 from tests.later import ADDING, RENAMING, LaterVersion

@@ -371,6 +371,38 @@ def test_build_that_redis_lost_is_queued_again_with_patience(
     assert carrier.waiting("builds") == ["build-1"]
 
 
+def test_build_cancelled_with_rqs_own_tools_ends_and_can_be_retried(
+    hands: Clock, store: Store, carrier: Carrier, make_leader: MakeLeader
+) -> None:
+    make_build(store)
+    carrier.publish("build-1", "builds")
+    job = carrier.queue("builds").fetch_job("build-1")
+    assert job is not None
+    job.cancel()
+    leader = make_leader()
+    leader.cycle()
+    hands.now += PATIENCE_S
+    leader.cycle()
+    build = builds.get(store, "build-1")
+    assert (build.outcome, build.cancel_by) == (Outcome.CANCELLED, "rq")
+    assert carrier.waiting("builds") == []
+    # Retried while Redis is away: the old cancel must not end it again.
+    builds.retry(store, "build-1", by="ann", max_attempts=3)
+    leader.cycle()
+    hands.now += PATIENCE_S
+    leader.cycle()
+    assert carrier.waiting("builds") == ["build-1"]
+    assert builds.get(store, "build-1").state is BuildState.QUEUED
+    # Queued anew, it can be cancelled anew.
+    again = carrier.queue("builds").fetch_job("build-1")
+    assert again is not None
+    again.cancel()
+    leader.cycle()
+    hands.now += PATIENCE_S
+    leader.cycle()
+    assert builds.get(store, "build-1").outcome is Outcome.CANCELLED
+
+
 def test_build_seen_meanwhile_is_given_the_whole_patience_again(
     hands: Clock, store: Store, carrier: Carrier, make_leader: MakeLeader, connection: redis.Redis
 ) -> None:
