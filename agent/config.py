@@ -147,6 +147,27 @@ class Settings:
     fleet_server_config: str = declare(
         "", "File with the settings that servers are started with; needed to bake images.", setting.FILE
     )
+    fleet_cycle_s: float = seconds(2, 0.1, 300, "How often the controller looks at the fleet.")
+    fleet_list_s: float = seconds(10, 0.5, 3600, "How often providers are asked which machines they have.")
+    fleet_images_kept: int = number(
+        0,
+        0,
+        1000,
+        "Good images of a profile that are kept; older ones that nothing uses are deleted; 0: none is.",
+    )
+    deploy_repository: str = declare("", "Git repository that the fleet's own images are made of.")
+    deploy_branches: tuple[str, ...] = texts(("main",), 1, "Branches whose pushes are deployed.")
+    deploy_pool: str = declare("default", "Pool that deployments roll out to.", setting.NAME)
+    deploy_profile: str = declare("full", "Profile of the images that are made.", choices=("minimal", "full"))
+    deploy_base: str = declare("", "What those images start from, as images bake --from; empty: its default.")
+    deploy_package_command: str = declare(
+        "packaging/deb/build.sh --output dist",
+        "Command in a checkout that puts the Debian package into dist/.",
+    )
+    deploy_webhook_address: str = declare(
+        "", "Where pushes are told, in GitHub's form; empty: nowhere.", setting.ADDRESS
+    )
+    deploy_webhook_secret: str = declare("", "What pushes are signed with.", secret=True)
     local_dir: Path = declare(
         Path("/var/lib/build-agent-machines"), "Where the local provider keeps machines and images."
     )
@@ -253,6 +274,11 @@ RULES = (
         ("librato_user", "librato_token"),
         lambda it: bool(it.librato_user) == bool(it.librato_token),
         "Librato needs both or neither",
+    ),
+    Rule(
+        ("deploy_webhook_address", "deploy_webhook_secret", "deploy_repository"),
+        lambda it: not it.deploy_webhook_address or bool(it.deploy_webhook_secret and it.deploy_repository),
+        "the webhook needs deploy_webhook_secret and deploy_repository: whoever reaches it could deploy otherwise",
     ),
     Rule(("queues",), lambda it: len(set(it.queues)) == len(it.queues), "a queue is named twice"),
     Rule(

@@ -25,6 +25,8 @@ _GROUPS = {
     "min_free_bytes": "Preflight",
     "health_address": "Health and metrics",
     "fleet_provider": "Machines and images",
+    "fleet_cycle_s": "Fleet",
+    "deploy_repository": "Deployment of the fleet",
     "local_dir": "Machines on this host",
     "ec2_region": "Machines at EC2",
     "log_format": "Logs",

@@ -17,6 +17,9 @@ from agent.errors import AgentError
 TAG_OWNER = "build-agent:owner"
 TAG_BAKE = "build-agent:bake"
 TAG_IMAGE = "build-agent:image"
+TAG_FLEET = "build-agent:fleet"
+TAG_POOL = "build-agent:pool"
+TAG_MACHINE = "build-agent:machine"
 
 
 class ProviderError(AgentError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import config_load
-from agent.config import TABLE
+from agent.config import TABLE, Settings
 from agent.errors import SettingsError
 from agent.host.first_boot import HEAD
 
@@ -25,6 +25,16 @@ _NOWHERE = {
 }
 _NEEDED = ("redis_url", "database_url")
 _HOW = "it becomes the settings of each server that is started, in the form of agent.toml"
+
+
+def of_servers(settings: Settings) -> dict[str, Any]:
+    """Read the file that `fleet_server_config` names. Raises: SettingsError."""
+    if not settings.fleet_server_config:
+        raise SettingsError(
+            "fleet_server_config is not set: it names the file with the settings that servers are started with, "
+            "redis_url and database_url as servers reach them among these"
+        )
+    return read(Path(settings.fleet_server_config))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -77,6 +77,17 @@ OTHER: dict[str, tuple[str, object]] = {
     "fleet_provider": ("ec2", "ec2"),
     "fleet_owner": ("ci-1", "ci-1"),
     "fleet_server_config": ("/etc/build-agent/server.toml", "/etc/build-agent/server.toml"),
+    "fleet_cycle_s": ("500ms", 0.5),
+    "fleet_list_s": ("1min", 60.0),
+    "fleet_images_kept": ("5", 5),
+    "deploy_repository": ("https://git.test/ci/agent.git", "https://git.test/ci/agent.git"),
+    "deploy_branches": ("main,release", ("main", "release")),
+    "deploy_pool": ("linux", "linux"),
+    "deploy_profile": ("minimal", "minimal"),
+    "deploy_base": ("debian-12", "debian-12"),
+    "deploy_package_command": ("make deb", "make deb"),
+    "deploy_webhook_address": ("127.0.0.1:9190", "127.0.0.1:9190"),
+    "deploy_webhook_secret": ("s3cret", "s3cret"),
     "ec2_region": ("eu-west-1", "eu-west-1"),
     "ec2_endpoint_url": ("https://ec2.internal", "https://ec2.internal"),
     "ec2_subnet": ("subnet-1", "subnet-1"),
@@ -105,7 +116,11 @@ OTHER: dict[str, tuple[str, object]] = {
     )
 }
 # these hold only together
-PARTNER = {"librato_user": {"librato_token": "x"}, "librato_token": {"librato_user": "x"}}
+PARTNER = {
+    "librato_user": {"librato_token": "x"},
+    "librato_token": {"librato_user": "x"},
+    "deploy_webhook_address": {"deploy_webhook_secret": "x", "deploy_repository": "https://git.test/x.git"},
+}
 
 
 def write(folder: Path, text: str, mode: int = 0o600) -> Path:
@@ -324,6 +339,10 @@ class TestFaults:
             ({"lease_s": "15", "kill_grace_s": "8"}, "kill_grace_s lease_s"),
             ({"spool_limit_bytes": "1MiB", "slots": "5"}, "spool_limit_bytes slots"),
             ({"librato_user": "ops"}, "librato_user librato_token"),
+            (
+                {"deploy_webhook_address": "127.0.0.1:1", "deploy_webhook_secret": "x"},
+                "deploy_webhook_address deploy_webhook_secret deploy_repository",
+            ),
             ({"queues": "a,b,a"}, "queues"),
             ({"shell": "sh,-c"}, "shell"),
             ({"cache_dir": "/var/lib/build-agent/spool"}, "spool_dir cache_dir"),

@@ -47,13 +47,13 @@ class Refused(ProviderError):
 
 
 class Api:
-    """EC2 in one region. Thread-safe, as boto3's clients are.
+    """EC2, or another service of AWS, in one region. Thread-safe, as boto3's clients are.
 
     Raises: ProviderError without a region.
     """
 
-    def __init__(self, options: Ec2Options, client: Any = None) -> None:
-        self.client = client or _client(options)
+    def __init__(self, options: Ec2Options, client: Any = None, service: str = "ec2") -> None:
+        self.client = client or _client(options, service)
 
     def call(self, action: str, **words: Any) -> Any:
         """Make one call, `run_instances` for one. Raises: Refused; ProviderError; ProviderUnavailable."""
@@ -80,7 +80,7 @@ class Api:
             raise _told(action, error) from error
 
 
-def _client(options: Ec2Options) -> Any:
+def _client(options: Ec2Options, service: str) -> Any:
     config = Config(
         # Waiting is ours: it has to end when a bake is cancelled.
         retries={"mode": "standard", "total_max_attempts": 2},
@@ -90,7 +90,7 @@ def _client(options: Ec2Options) -> Any:
     )
     try:
         return boto3.session.Session(region_name=options.region or None).client(
-            "ec2", endpoint_url=options.endpoint_url or None, config=config
+            service, endpoint_url=options.endpoint_url or None, config=config
         )
     except boto.NoRegionError as error:
         raise ProviderError("EC2: no region: set ec2_region, or AWS_REGION in the environment") from error
