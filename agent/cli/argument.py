@@ -58,6 +58,16 @@ def _complete_image(context: click.Context, _parameter: click.Parameter, begun: 
     ]
 
 
+def _complete_pool(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from agent.store import pools
+
+    obj = _context_of(context)
+    found = pools.list_pools(obj.store) if obj else []
+    return [CompletionItem(it.name, help=", ".join(it.queues)) for it in found if it.name.startswith(begun)]
+
+
 def _quietly(complete: Any) -> Any:
     """Make a completion that offers nothing where there is no database: a tab key must print no error."""
 
@@ -82,6 +92,7 @@ def _context_of(context: click.Context) -> Context | None:
 build = click.argument("build", metavar="BUILD", shell_complete=_quietly(_complete_build))
 server = click.argument("server", metavar="SERVER", shell_complete=_quietly(_complete_server))
 complete_image = _quietly(_complete_image)
+complete_pool = _quietly(_complete_pool)
 image = click.argument("image", metavar="IMAGE", shell_complete=complete_image)
 
 PROFILES = ("minimal", "full")

@@ -11,7 +11,7 @@ import click
 from agent.cli.bake_display import BakeDisplay, Silent
 from agent.cli.context import Context
 from agent.cli.screen import Screen
-from agent.errors import NotFound, SettingsError, StateConflict
+from agent.errors import NotFound, StateConflict
 
 if TYPE_CHECKING:
     from agent.fleet.bake import Ground, Request
@@ -37,15 +37,12 @@ class Asked:
 def bake(obj: Context, asked: Asked, *, has_output: bool, is_quiet: bool) -> Image:
     """Bake an image and return it, verified. Raises: what agent.fleet.bake.run does; SettingsError; NotFound."""
     from agent.cli import wording
+    from agent.cli.need import needing
     from agent.store import bakes
 
-    try:
+    with needing("the bake"):
         from agent.fleet import bake as baking
         from agent.fleet import bundle, providers
-    except ModuleNotFoundError as error:
-        raise NotFound(
-            f"to bake, {error.name} is needed, which is not here: pip install 'build-agent[fleet]'"
-        ) from error
     screen = Screen(is_live=not is_quiet)
     display: Observer = Silent() if is_quiet else BakeDisplay(screen, has_output=has_output)
     inputs = bundle.read(bundle.find_scripts(asked.scripts), bundle.find_deb(asked.deb))
@@ -83,18 +80,13 @@ def _ground(obj: Context, provider: Provider, display: Observer) -> Ground:
     from agent.fleet import key, user_data
 
     settings = obj.settings
-    if not settings.fleet_server_config:
-        raise SettingsError(
-            "fleet_server_config is not set: it names the file with the settings that servers are started with, "
-            "redis_url and database_url as servers reach them among these"
-        )
     return baking.Ground(
         store=obj.store,
         carrier=obj.carrier,
         provider=provider,
         observer=display,
         by=obj.actor,
-        server_config=user_data.read(Path(settings.fleet_server_config)),
+        server_config=user_data.of_servers(settings),
         key_folder=key.default_folder(),
         owner_tag=settings.fleet_owner,
         ssh_user=provider.ssh_user,

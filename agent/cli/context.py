@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,15 @@ class Context:
             if not equals:
                 raise click.BadParameter(f"{item!r}: expected NAME=VALUE", param_hint="--set")
             self._overrides[name] = value
+
+    def argv(self) -> list[str]:
+        """Return the command line of another build-agent with the same settings."""
+        words = [sys.executable, "-m", "agent.cli"]
+        if self._config_path is not None:
+            words += ["--config", str(self._config_path)]
+        return words + [
+            word for name, value in self._overrides.items() for word in ("--set", f"{name}={value}")
+        ]
 
     def load(self) -> config_load.Loaded:
         """Return the settings and where each comes from. Raises: SettingsError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from agent.model.image_diff import Difference
 
 PROVIDERS = ("local", "ec2")
+_USERS_SHOWN = 10
 _provider = click.option(
     "--provider",
     type=click.Choice(PROVIDERS),
@@ -63,13 +65,16 @@ def list_(obj: Context, *, with_all: bool, as_json: bool) -> None:
 @argument.as_json
 @click.pass_obj
 def show(obj: Context, *, image: str, report: str | None, as_json: bool) -> None:
-    """Show an image: what it was made from, what its checks said."""
+    """Show an image: who uses it, what it was made from, what its checks said."""
     from agent.cli import record
     from agent.errors import NotFound
     from agent.store import images as store_images
+    from agent.store import usage
 
     found = obj.find_image(image)
     reports = store_images.list_reports(obj.store, found.id)
+    with obj.store.read() as connection:
+        users = usage.of(connection, found.id)
     if report is not None:
         if not reports:
             raise NotFound(f"image {found.version} has no report: it did not come to its checks")
@@ -79,9 +84,10 @@ def show(obj: Context, *, image: str, report: str | None, as_json: bool) -> None
         else:
             record.echo(newest.report)
     elif as_json:
-        record.echo({**record.plain(found), "reports": [record.plain(it) for it in reports]})
+        more = {"reports": [record.plain(it) for it in reports], "used_by": users}
+        record.echo({**record.plain(found), **more})
     else:
-        _print_image(found, reports)
+        _print_image(found, reports, users)
 
 
 @images.command()
@@ -119,11 +125,15 @@ def diff(obj: Context, *, before: str, after: str, as_json: bool) -> None:
 def retire(obj: Context, *, image: str, why: str | None, delete: bool, as_json: bool) -> None:
     """Take an image out of use: no server is started from it any more."""
     from agent.cli import record
+    from agent.fleet import providers
     from agent.fleet import retire as fleet_retire
 
     found = obj.find_image(image)
     provider = _make(obj, found.provider) if delete else None
-    retired = fleet_retire.retire(obj.store, found, provider, by=obj.actor, reason=why)
+    retired = fleet_retire.retire(obj.store, found, by=obj.actor, reason=why)
+    if provider is not None:
+        group_of = functools.partial(providers.group_of, obj.settings)
+        retired = fleet_retire.delete(obj.store, retired, provider, group_of, by=obj.actor)
     if as_json:
         record.echo(retired)
         return
@@ -230,7 +240,7 @@ def _print_list(shown: Sequence[Image]) -> None:
     table.show(columns, rows)
 
 
-def _print_image(image: Image, reports: Sequence[ImageReport]) -> None:
+def _print_image(image: Image, reports: Sequence[ImageReport], users: Sequence[str]) -> None:
     from agent.cli import wording
     from agent.model.image import Phase
 
@@ -238,6 +248,8 @@ def _print_image(image: Image, reports: Sequence[ImageReport]) -> None:
     rows = [
         ("image", f"{image.version} ({image.id})"),
         ("state", image.state + (f": {image.reason}" if image.reason else "")),
+        *(("used by", it) for it in users[:_USERS_SHOWN]),
+        ("", f"and {len(users) - _USERS_SHOWN} more" if len(users) > _USERS_SHOWN else None),
         ("provider", f"{image.provider}, {image.provider_image_id or 'not there'}"),
         ("profile", image.profile),
         ("base", image.base),
