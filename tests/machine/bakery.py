@@ -56,10 +56,10 @@ class Bakery:
         self.server_config = self.folder / "server.toml"
         database = urlsplit(self.database_url)
         reached = database._replace(
-            netloc=f"postgres@{self._reachable((str(database.hostname), database.port or 5432))}"
+            netloc=f"postgres@{self.reachable((str(database.hostname), database.port or 5432))}"
         )
         self.server_config.write_text(
-            f'redis_url = "redis://{self._reachable(self._redis.socket_path)}/0"\n'
+            f'redis_url = "redis://{self.reachable(self._redis.socket_path)}/0"\n'
             f'database_url = "{reached.geturl()}"\n'
         )
         settings = {
@@ -113,7 +113,7 @@ class Bakery:
         """What bakes have left at the provider."""
         return [it for it in self.provider.leftovers({}) if TAG_BAKE in it.tags]
 
-    def _reachable(self, target: tuple[str, int] | Path) -> str:
+    def reachable(self, target: tuple[str, int] | Path) -> str:
         """Let machines reach a server of this host's loopback; return the address that they see."""
         proxy = TcpProxy(target, host=self.provider.gateway)
         self._stack.callback(proxy.close)

@@ -205,6 +205,11 @@ def server_image(provider: LocalProvider, package: Path) -> str:
 
     Less than the set-up scripts make (test_setup.py has those), and in a third of the time; made once.
     """
+    return cached_server_image(provider, package)
+
+
+def cached_server_image(provider: LocalProvider, package: Path) -> str:
+    """Return that image, made by the first who asks."""
     return cached_image(
         provider,
         "server",
