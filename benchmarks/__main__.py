@@ -8,7 +8,20 @@ from types import ModuleType
 import click
 
 from agent import clock
-from benchmarks import boot, dispatch, idle, jobs, latency, overhead, page, recovery, start, throughput
+from benchmarks import (
+    boot,
+    dispatch,
+    fleet,
+    fleet_day,
+    idle,
+    jobs,
+    latency,
+    overhead,
+    page,
+    recovery,
+    start,
+    throughput,
+)
 from benchmarks.figure import Effort
 from benchmarks.ground import Ground
 
@@ -23,9 +36,11 @@ _SUBJECTS: dict[str, ModuleType] = {
     "start": start,
     "recovery": recovery,
     "boot": boot,
+    "fleet": fleet,
+    "fleet-day": fleet_day,
 }
 # A quick look leaves out what takes a whole lease, or machines.
-_SLOW = frozenset({"recovery", "boot"})
+_SLOW = frozenset({"recovery", "boot", "fleet"})
 
 
 @click.command()
@@ -34,7 +49,9 @@ _SLOW = frozenset({"recovery", "boot"})
     "--rounds", type=click.IntRange(1), help="How often each is measured; 5, or 1 for a quick look."
 )
 @click.option(
-    "--quick", is_flag=True, help="Under two minutes: smaller sizes, one round, without recovery and boot."
+    "--quick",
+    is_flag=True,
+    help="Under two minutes: smaller sizes, one round, without recovery, boot and fleet.",
 )
 @click.option(
     "--write", is_flag=True, help="Write docs/benchmarks.md; subjects that did not run keep their section."
