@@ -5,9 +5,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON := .venv/bin/python
-# Two pytest workers for each run, whatever the machine: each starts a Redis and a PostgreSQL of its own, and tests
-# that measure time must not be starved by more workers than cores.
-JOBS ?= 2
+# Pytest workers; each starts a Redis and a PostgreSQL of its own. One more than the least machine has cores: half of the
+# time tests wait, for leases above all.
+JOBS ?= 3
 PYTEST := $(PYTHON) -m pytest --numprocesses $(JOBS)
 # Words for the command: make demo ARGS="--slots 4", make test ARGS="-k drain".
 ARGS ?=

@@ -10,6 +10,9 @@ python=/usr/bin/python3
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 pins=$source/packaging/deb/pins.txt
 
+# What a developer's shell points to would count as installed already.
+unset PYTHONPATH PYTHONHOME
+
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
