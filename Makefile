@@ -22,7 +22,8 @@ help:  ## List the targets
 	@echo 'make bench       side by side with other agents, as a table'
 	@echo 'make clean       remove the virtual environment, caches and build products'
 	@echo
-	@echo 'Words for the command: make demo ARGS="--help", make test ARGS="-k drain -x"; JOBS=4 pytest workers.'
+	@echo 'Words for the command: make demo ARGS="--help", make test ARGS="-k drain -x"; JOBS=4 pytest workers;'
+	@echo 'TESTS_FULL=1 does what is about many as often as the faults ask for.'
 
 .PHONY: demo
 demo:  ## exec: Ctrl-C and SIGTERM reach the demo itself, which then drains

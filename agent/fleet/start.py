@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from agent import clock
 from agent.errors import NotFound, StateConflict
 from agent.fleet.reconcile import LAUNCH_LIMIT_S
-from agent.model.fleet import FleetMachine, Purpose
+from agent.model.fleet import FleetMachine, MachineState, Pool, Purpose
 from agent.store import images, machines, pools
-from agent.store.engine import Store
+from agent.store.engine import Store, Transaction
+
+_STAYING = (MachineState.WANTED, MachineState.BOOTING, MachineState.SERVING)
 
 
 def start(
@@ -16,7 +19,7 @@ def start(
 
     Args:
         image_id: any that may start servers; `None`: the pool's own.
-    Raises: NotFound; StateConflict.
+    Raises: NotFound; StateConflict, also when there would be more than the pool's ceiling.
     """
     known = pools.list_pools(store)
     if pool_name is None:
@@ -30,6 +33,7 @@ def start(
         if wanted is None:
             raise StateConflict(f"pool {pool_name} has no image: name one")
         pools.check_image(images.read(connection, wanted, is_locked=True), pool)
+        _check_room(connection, pool, count)
         # Those of another image than the pool's would be replaced at once: they are tried, so to speak, by hand.
         purpose = Purpose.SCALE if wanted == pool.image_id else Purpose.MANUAL
         return machines.ask(
@@ -42,6 +46,17 @@ def start(
             by=by,
             launch_limit_s=LAUNCH_LIMIT_S,
             reason=why,
+        )
+
+
+def _check_room(connection: Transaction, pool: Pool, count: int) -> None:
+    """Raise StateConflict when a pool would have more servers than it may."""
+    _, ceiling = pool.policy.bounds(clock.utc_now())
+    there = sum(it.state in _STAYING for it in machines.read_machines(connection, pool=pool.name))
+    if there + count > ceiling:
+        raise StateConflict(
+            f"pool {pool.name} may have {ceiling} servers, and {there} are there or on the way; for more: "
+            f"build-agent fleet scale {pool.name} --ceiling {there + count}"
         )
 
 

@@ -15,6 +15,8 @@ import termios
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import psutil
+
 from agent.clock import Deadline
 from tests.services import wait_until
 
@@ -164,6 +166,15 @@ class Terminal:
         while text.encode() not in self.sent:
             assert not deadline.is_passed, f"{text!r} is not in {self.sent!r}"
             assert self.read(0.1), f"ended without {text!r}: {self.sent!r}"
+
+    def wait_asked(self, question: str) -> None:
+        """Wait until a question was asked, and its answer is waited for.
+
+        Python hears a Ctrl-C that comes between the two with the next key only: nobody is so quick but a test.
+        """
+        self.wait_for(question)
+        process = psutil.Process(self.process.pid)
+        wait_until(lambda: process.status() == psutil.STATUS_SLEEPING, 30, "the answer to be waited for")
 
     def type(self, keys: bytes) -> None:
         """Press keys."""

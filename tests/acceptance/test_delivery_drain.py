@@ -16,6 +16,7 @@ from agent.model.outcome import Outcome
 from agent.model.server import Order, OrderKind, ServerState
 from agent.queue.listen import nudge
 from agent.store import attempts, orders, servers
+from tests import size
 from tests.acceptance.delivery import Witness, proxied_database, submit_deploy
 from tests.acceptance.farm import AgentProcess, Farm
 from tests.services import wait_until
@@ -49,7 +50,7 @@ def _wait_done(farm: Farm, order: Order) -> str:
     return wait_until(result, 30, f"order {order.id} to be done")
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900 if size.IS_FULL else 180)
 def test_f06_drain_raced_against_dispatch(postgres_farm: Farm, witness: Witness) -> None:
     """Guards: the gate, one lock for "is it open" and "one more in hand"; the claim, which one slot wins.
 
@@ -59,7 +60,7 @@ def test_f06_drain_raced_against_dispatch(postgres_farm: Farm, witness: Witness)
     agents = [farm.agent(name, slots=2, heartbeat_s=0.5) for name in ("one", "two")]
     submitted: list[str] = []
     spans = []
-    for turn in range(200):
+    for turn in range(size.of(200, 1000)):
         agent = agents[turn % 2]
         submitted.append(farm.submit(witness.ran()))
         drain = _order(farm, agent, OrderKind.DRAIN)

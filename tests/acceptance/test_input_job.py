@@ -24,12 +24,13 @@ from agent.queue.job import FUNCTION
 from agent.store.tables import attempts as attempts_table
 from agent.store.tables import builds as builds_table
 from agent.store.tables import printable
+from tests import size
 from tests.acceptance.farm import Farm
 from tests.services import wait_until
 
 QUEUE = b"rq:queue:builds"
 IN_HAND = b"rq:queue:builds:intermediate"
-BULK = 3000
+BULK = size.of(3000, 10_000)
 GOOD = {"project": "test", "steps": ["true"]}
 # 100 MB of blanks in 100 kB, which RQ would unpack.
 BOMB = zlib.compress(b" " * 100_000_000)

@@ -363,7 +363,8 @@ def test_group_that_cannot_be_asked_is_told_and_starts_nothing_twice(world: Worl
     group.look = fail  # type: ignore[method-assign]
     world.until(lambda: len(world.serving()) == 2)
     world.run(0.3)
-    assert group.wants == [2]
+    # Asked again before the group was seen to have it, it is the same number: it means the same.
+    assert set(group.wants) == {2}
     assert world.provider.launches == 2
 
 
