@@ -22,7 +22,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for 
 def _complete_build(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from agent.cli import wording
+    from agent.model import wording
     from agent.store import builds
 
     obj = _context_of(context)

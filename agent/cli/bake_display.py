@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from agent import clock
-from agent.cli import wording
 from agent.cli.escape import Cleaner
 from agent.cli.screen import Screen
+from agent.model import wording
 from agent.model.image import Phase
 
 _LINES_AFTER_A_FAULT = 20

@@ -36,8 +36,8 @@ class Asked:
 
 def bake(obj: Context, asked: Asked, *, has_output: bool, is_quiet: bool) -> Image:
     """Bake an image and return it, verified. Raises: what agent.fleet.bake.run does; SettingsError; NotFound."""
-    from agent.cli import wording
     from agent.cli.need import needing
+    from agent.model import wording
     from agent.store import bakes
 
     with needing("the bake"):

@@ -65,8 +65,9 @@ def builds(
 
 
 def _print(found: list[Build], now: datetime) -> None:
-    from agent.cli import table, wording
+    from agent.cli import table
     from agent.cli.screen import is_terminal
+    from agent.model import wording
 
     # In a pipe whole ids: they are for programs, and for later.
     ids = [it.id for it in found]
@@ -100,7 +101,7 @@ def _print(found: list[Build], now: datetime) -> None:
 
 
 def _ran(build: Build, now: datetime) -> str:
-    from agent.cli import wording
+    from agent.model import wording
 
     if build.started_at is None:
         return "-"

@@ -18,23 +18,23 @@ def cancel(obj: Context, *, build: str, why: str, as_json: bool) -> None:
 
     One that waits ends at once. The steps of one that runs get SIGTERM, and SIGKILL when their grace is over.
     """
-    from agent.cli import record, wording
+    from agent.cli import record
     from agent.cli.screen import is_terminal
-    from agent.store import attempts, builds
+    from agent.model import wording
+    from agent.queue import operate
 
     found = obj.find_build(build)
-    result = builds.request_cancel(obj.store, found.id, by=obj.actor, why=why)
-    runs_on = [it.server_id for it in attempts.list_attempts(obj.store, found.id) if it.state == "running"]
-    # One at most, by the database's own word.
-    is_nudged = all(obj.nudge(server) for server in runs_on)
+    done = operate.cancel(obj.store, obj.carrier, found.id, by=obj.actor, why=why)
     if as_json:
-        record.echo({"id": found.id, "result": result})
+        record.echo({"id": found.id, "result": done.result})
         return
     short = wording.short_id(found.id)
-    if result == "cancelled":
+    if done.result == "cancelled":
         click.echo(f"build {short} is cancelled: it had not begun")
         return
-    late = "" if is_nudged else "; Redis can't be reached, so its server hears of it with its next heartbeat"
+    late = (
+        "" if done.is_told else "; Redis can't be reached, so its server hears of it with its next heartbeat"
+    )
     click.echo(f"build {short} is being cancelled{late}")
     if is_terminal():
         click.echo(f"see it end: build-agent logs --follow --tail 20 {short}", err=True)

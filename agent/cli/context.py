@@ -14,7 +14,7 @@ import click
 
 from agent import config_load
 from agent.config import Settings
-from agent.errors import NotFound, QueueUnavailable, StateConflict
+from agent.errors import NotFound, StateConflict
 
 if TYPE_CHECKING:
     from agent.model.build import Build
@@ -120,16 +120,6 @@ class Context:
             return images.find(self.store, word)
         except NotFound as error:
             raise NotFound(f"{error}; build-agent images list --all lists them") from None
-
-    def nudge(self, server_id: str) -> bool:
-        """Ask a server to look at its orders and cancels now; whether Redis took it."""
-        from agent.queue.listen import nudge
-
-        try:
-            nudge(self.carrier.connection, server_id)
-        except QueueUnavailable:
-            return False
-        return True
 
 
 def _user() -> str:

@@ -73,7 +73,8 @@ def deployments(context: click.Context, *, limit: int, as_json: bool) -> None:
     """List deployments of the fleet, the newest first; show one, follow it, cancel it."""
     if context.invoked_subcommand is not None:
         return
-    from agent.cli import record, table, wording
+    from agent.cli import record, table
+    from agent.model import wording
     from agent.store import deployments as store_deployments
 
     obj: Context = context.obj
@@ -207,7 +208,8 @@ def _wait(store: Store, deployment_id: str, *, is_quiet: bool) -> Deployment:
 
 
 def _print(found: Deployment, stages: Sequence[Stage]) -> None:
-    from agent.cli import table, wording
+    from agent.cli import table
+    from agent.model import wording
 
     rows = [
         ("deployment", found.id),
@@ -231,7 +233,7 @@ def _print(found: Deployment, stages: Sequence[Stage]) -> None:
 
 def _row(deployment: Deployment, it: Stage) -> list[str]:
     from agent import clock
-    from agent.cli import wording
+    from agent.model import wording
     from agent.model.fleet import StageName, StageState
 
     took, state = "-", str(it.state)

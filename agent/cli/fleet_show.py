@@ -8,20 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli import record, table, wording
+from agent.cli import record, table
+from agent.model import wording
 from agent.model.fleet import Purpose, RolloutKind
 
 if TYPE_CHECKING:
     from agent.fleet.report import Fleet, Plan, Replay
     from agent.fleet.view import Member, PoolView
-    from agent.model.fleet import Hours, Pool, Rollout
+    from agent.model.fleet import Hours, Pool
     from agent.model.policy import Policy
     from agent.store.engine import Store
-
-# A leader that has said nothing for longer than its lease may be dead.
-_SAYS_NOTHING = "no controller leads the fleet, so nothing is started or ended: build-agent fleet run"
-
-_NO_IMAGE = "none: build-agent fleet rollout {} IMAGE"
 
 
 def plain_pool(pool: Pool) -> dict[str, Any]:
@@ -61,6 +57,8 @@ def plain(fleet: Fleet, shown: Sequence[PoolView]) -> dict[str, Any]:
 
 def show_fleet(fleet: Fleet, shown: Sequence[PoolView], *, has_machines: bool) -> None:
     """Print how the fleet stands."""
+    from agent.fleet import words
+
     if not fleet.pools:
         click.echo("no pool yet: build-agent fleet create NAME --image IMAGE", err=True)
     for view in shown:
@@ -68,79 +66,24 @@ def show_fleet(fleet: Fleet, shown: Sequence[PoolView], *, has_machines: bool) -
         if has_machines and view.members:
             click.echo()
             _show_members(fleet, view)
-    for problem in problems_of(fleet):
+    for problem in words.problems(fleet):
         click.echo(f"! {wording.one_line(problem)}")
     note_without_leader(fleet)
 
 
-def problems_of(fleet: Fleet) -> list[str]:
-    """Return what is wrong, in words: as the leader tells it; without one, what can be seen from here."""
-    if not _is_led(fleet):
-        return [
-            f"queue {name} is served by no pool and no server: {wording.count(number, 'build')} waiting there"
-            for name, number in sorted(fleet.unserved.items())
-        ]
-    told = list(fleet.lead.status.get("problems", ()))
-    told += [
-        f"{it} is at its provider and on nobody's record: it is being ended"
-        for it in fleet.lead.status.get("orphans", ())
-    ]
-    return told
-
-
 def note_without_leader(fleet: Fleet) -> None:
     """Say on standard error when nobody carries anything out."""
-    if not _is_led(fleet):
-        click.echo(_SAYS_NOTHING, err=True)
+    from agent.fleet import words
 
-
-def _is_led(fleet: Fleet) -> bool:
-    lead = fleet.lead
-    is_silent = lead.beat_at is None or (fleet.at - lead.beat_at).total_seconds() > lead.lease_s
-    return lead.holder is not None and not is_silent
+    if not words.is_led(fleet):
+        click.echo(words.NOBODY_LEADS, err=True)
 
 
 def _show_pool(fleet: Fleet, view: PoolView) -> None:
-    from agent.fleet.view import Condition
+    from agent.fleet import words
 
-    pool = view.pool
-    floor, ceiling = pool.policy.bounds(view.at)
-    counts = [
-        f"{view.count(one)} {one}" for one in Condition if view.count(one) or one is Condition.ACCEPTING
-    ]
-    running = sum(it.running for it in view.members)
-    waits = f"{view.waiting} waiting"
-    if view.waiting_since is not None:
-        waits += f", the oldest for {wording.duration((view.at - view.waiting_since).total_seconds())}"
-    rows = [
-        ("pool", f"{pool.name}, {pool.provider}, serves {', '.join(pool.queues)}"),
-        ("image", _image(fleet, view)),
-        ("servers", f"{', '.join(counts)}; from {floor} to {ceiling}"),
-        ("builds", f"{running} running, {waits}"),
-    ]
-    if pool.paused_why:
-        rows.append(("paused", f"by {pool.paused_by}: {pool.paused_why}"))
-    if view.rollout is not None:
-        rows.append((str(view.rollout.kind), words_of_state(fleet, view.rollout)))
-    for name, text in rows:
+    for name, text in words.facts(fleet, view):
         click.echo(f"{name:<9} {wording.one_line(text)}")
-
-
-def _image(fleet: Fleet, view: PoolView) -> str:
-    pool = view.pool
-    if pool.image_id is None:
-        return _NO_IMAGE.format(pool.name)
-    back = f"; back: {fleet.version(pool.previous_image_id)}" if pool.previous_image_id else ""
-    return fleet.version(pool.image_id) + back
-
-
-def words_of_state(fleet: Fleet, rollout: Rollout) -> str:
-    """Return how a roll-out stands."""
-    words = f"{rollout.id[:8]} to {fleet.version(rollout.to_image_id)}: {rollout.state.replace('_', ' ')}"
-    if rollout.is_paused:
-        words += ", paused"
-    told = rollout.evidence.get("reason")
-    return f"{words}; {told}" if told else words
 
 
 def _show_members(fleet: Fleet, view: PoolView) -> None:
@@ -216,6 +159,8 @@ def show_policy(before: Policy, after: Policy) -> None:
 
 def show_plan(view: PoolView, plan: Plan) -> None:
     """Print what the controller would do."""
+    from agent.fleet import words
+
     answer, replacement, pool = plan.answer, plan.replacement, view.pool
     click.echo(f"wanted    {answer.wanted}: {answer.reason}")
     click.echo(f"start     {answer.start + (replacement.start if not answer.start else 0)}")
@@ -229,7 +174,7 @@ def show_plan(view: PoolView, plan: Plan) -> None:
         click.echo(f"replace   {len(replacement.outgoing)} {replacement.reason}: {names}")
         click.echo(f"leave now {', '.join(it.name for it in replacement.leave) or 'none'}")
     if pool.image_id is None:
-        click.echo(f"image     {_NO_IMAGE.format(pool.name)}; until then none is started")
+        click.echo(f"image     {words.no_image(pool.name)}; until then none is started")
     if pool.paused_why:
         click.echo(f"paused    by {pool.paused_by}: {wording.one_line(pool.paused_why)}")
 

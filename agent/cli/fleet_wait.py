@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from agent.cli import record, watch, wording
+from agent.cli import record, watch
 from agent.cli.screen import Screen
+from agent.model import wording
 from agent.model.fleet import FleetEvent, FleetMachine, MachineState, Purpose, Rollout
 
 if TYPE_CHECKING:

@@ -214,7 +214,8 @@ def _make(obj: Context, name: str | None) -> Provider:
 
 
 def _print_list(shown: Sequence[Image]) -> None:
-    from agent.cli import table, wording
+    from agent.cli import table
+    from agent.model import wording
 
     columns = [
         table.Column("version"),
@@ -241,7 +242,7 @@ def _print_list(shown: Sequence[Image]) -> None:
 
 
 def _print_image(image: Image, reports: Sequence[ImageReport], users: Sequence[str]) -> None:
-    from agent.cli import wording
+    from agent.model import wording
     from agent.model.image import Phase
 
     facts = image.provenance
@@ -287,7 +288,7 @@ def _print_differences(old: Image, new: Image, differences: Sequence[Difference]
 
 
 def _print_swept(swept: Swept) -> None:
-    from agent.cli import wording
+    from agent.model import wording
 
     if swept.removed:
         click.echo(f"{wording.count(len(swept.removed), 'thing')} removed")

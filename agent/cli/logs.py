@@ -94,9 +94,9 @@ def follow_to_end(
     as_json: bool = False,
 ) -> int:
     """Show a build from attempt `first` on until it has ended; return the exit code that tells how."""
-    from agent.cli import wording
     from agent.cli.follow import ALL, Follower
     from agent.cli.screen import Screen
+    from agent.model import wording
 
     screen = Screen(is_live=not raw and not as_json)
     viewer = _viewer(screen, choice or ALL, raw=raw, as_json=as_json)

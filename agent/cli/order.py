@@ -138,11 +138,11 @@ def _give(
     wait: bool,
     as_json: bool,
 ) -> int:
-    from agent import clock
     from agent.cli import record
     from agent.cli.screen import Screen
     from agent.errors import StateConflict
-    from agent.store import orders, servers
+    from agent.queue import operate
+    from agent.store import servers
 
     server = obj.find_server(word)
     if wait and server.state in _GONE:
@@ -150,11 +150,8 @@ def _give(
             f"server {server.name} is {server.state}: nothing to wait for; without --wait the order stands for "
             "its next start"
         )
-    deadline_at = clock.utc_now() + deadline if deadline else None
-    order = orders.give(
-        obj.store, server_id=server.id, kind=kind, by=obj.actor, note=note, deadline_at=deadline_at
-    )
-    is_nudged = obj.nudge(server.id)
+    done = operate.order(obj.store, obj.carrier, server.id, kind, by=obj.actor, note=note, limit=deadline)
+    order = done.order
     screen = Screen(is_live=not as_json)
     stopped = f"build-agent: stopped waiting; the order stands. To undo it: build-agent resume {server.name}"
     # Ctrl-C is heard before anything is told: whoever reads it may press at once.
@@ -163,7 +160,7 @@ def _give(
             click.echo(_told(kind, server))
             if server.state in _GONE:
                 screen.note(f"build-agent: it is {server.state}: the order stands for its next start")
-            elif not is_nudged:
+            elif not done.is_told:
                 screen.note("build-agent: Redis can't be reached: it hears of it with its next heartbeat")
         if wait:
             _wait_for(obj.store, screen, order, server, is_quiet=as_json)
@@ -244,7 +241,7 @@ def _finish(screen: Screen, server: Server) -> None:
 
 def _progress(server: Server, *, has_times: bool = True) -> str:
     """Return how far a server is, by its last heartbeat: what runs there, how long yet, and until when."""
-    from agent.cli import wording
+    from agent.model import wording
 
     running = [it for it in server.status.get("slots", ()) if it.get("build")]
     parts = [server.state.replace("_", " ")]
@@ -260,7 +257,7 @@ def _progress(server: Server, *, has_times: bool = True) -> str:
 
 
 def _running(slot: dict[str, Any], *, has_times: bool) -> str:
-    from agent.cli import wording
+    from agent.model import wording
 
     name = f"{wording.short_id(str(slot['build']))} {slot.get('project', '')}".rstrip()
     return f"{name} ({wording.duration(slot.get('running_s', 0))})" if has_times else name

@@ -21,19 +21,21 @@ def retry(obj: Context, *, build: str, force: bool, follow: bool, as_json: bool)
 
     The same commit with the same definition. A deploy that was lost runs again, too: look first how far it came.
     """
-    from agent.cli import record, wording
+    from agent.cli import record
     from agent.cli.submit import SWEPT
-    from agent.errors import StateConflict
-    from agent.model.outcome import Outcome
-    from agent.queue.submit import queue_if_possible
-    from agent.store import builds
+    from agent.model import wording
+    from agent.queue import operate
 
     found = obj.find_build(build)
-    if found.outcome is Outcome.PASSED and not force:
-        raise StateConflict(f"build {found.id} has passed; to run it again all the same: --force")
-    max_attempts = found.definition.get("max_attempts") or obj.settings.max_attempts
-    again = builds.retry(obj.store, found.id, by=obj.actor, max_attempts=int(max_attempts), force=force)
-    is_queued = queue_if_possible(obj.carrier, again)
+    done = operate.retry(
+        obj.store,
+        obj.carrier,
+        found,
+        by=obj.actor,
+        max_attempts=obj.settings.max_attempts,
+        force=force,
+    )
+    again, is_queued = done.build, done.is_queued
     if as_json:
         document = record.plain(again) | {"is_queued": is_queued}
         click.echo(record.line(document), nl=False) if follow else record.echo(document)

@@ -122,7 +122,8 @@ def _versions(obj: Context) -> dict[str, str]:
 
 
 def _print(found: list[Server], coming: list[FleetMachine], now: datetime, versions: dict[str, str]) -> None:
-    from agent.cli import table, wording
+    from agent.cli import table
+    from agent.model import wording
 
     columns = [
         table.Column("name"),

@@ -49,9 +49,10 @@ def show(obj: Context, *, build: str, wait: bool, as_json: bool) -> int:
 
 def wait_until_ended(store: Store, build_id: str, *, as_json: bool) -> Build:
     """Wait for a build's end, with its status on a terminal; return it then."""
-    from agent.cli import watch, wording
+    from agent.cli import watch
     from agent.cli.screen import Screen
     from agent.cli.transcript import Transcript
+    from agent.model import wording
     from agent.store import builds, steps
 
     screen = Screen(is_live=not as_json)
@@ -76,7 +77,8 @@ def _print(
     build: Build, tries: Sequence[Attempt], parts: dict[int, list[Step]], servers: dict[str, str]
 ) -> None:
     from agent import clock
-    from agent.cli import table, wording
+    from agent.cli import table
+    from agent.model import wording
 
     now = clock.utc_now()
     for name, value in _facts(build, now):
@@ -97,14 +99,14 @@ def _print(
 
 
 def _facts(build: Build, now: datetime) -> list[tuple[str, str]]:
-    from agent.cli import wording
+    from agent.model import wording
 
     facts = [("build", build.id), ("project", build.project)]
     words = wording.outcome(build.outcome, build.detail) if build.outcome else wording.state(build)
     facts.append(("state", words))
     if build.cancel_requested_at is not None and build.outcome is None:
         facts.append(("cancel", f"asked by {build.cancel_by}, {wording.ago(build.cancel_requested_at, now)}"))
-    if source := _source(build):
+    if source := wording.source(build):
         facts.append(("source", source))
     if build.message:
         facts.append(("message", build.message.partition("\n")[0]))
@@ -119,16 +121,8 @@ def _facts(build: Build, now: datetime) -> list[tuple[str, str]]:
     return facts
 
 
-def _source(build: Build) -> str:
-    source = build.definition.get("source")
-    where = (source.get("git") or source.get("directory") or "") if isinstance(source, dict) else ""
-    branch = f"branch {build.branch}" if build.branch else ""
-    commit = f"commit {build.commit}" if build.commit else ""
-    return ", ".join(part for part in (where, branch, commit) if part)
-
-
 def _row(step: Step, now: datetime) -> list[str]:
-    from agent.cli import wording
+    from agent.model import wording
 
     took = wording.duration(((step.ended_at or now) - step.started_at).total_seconds())
     result = wording.outcome(step.outcome, step.detail) if step.outcome else "runs"

@@ -155,8 +155,9 @@ def _submit(obj: Context, document: dict[str, Any]) -> Submitted:
 def _tell(
     obj: Context, submitted: Submitted, found: Found | None, *, as_json: bool, is_followed: bool
 ) -> None:
-    from agent.cli import record, wording
+    from agent.cli import record
     from agent.cli.screen import is_terminal
+    from agent.model import wording
 
     build = submitted.build
     if as_json:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import click
 
-from agent.cli import wording
 from agent.cli.screen import is_terminal
+from agent.model import wording
 
 _GOOD, _BAD, _BUSY, _DIM = "green", "bold red", "yellow", "dim"
 _STYLES = {

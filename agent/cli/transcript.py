@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent import clock
-from agent.cli import wording
 from agent.cli.escape import Cleaner
 from agent.cli.screen import Screen
+from agent.model import wording
 from agent.model.build import Attempt, Build, BuildState, OutputChunk, Step
 
 _RESET = "\x1b[0m"

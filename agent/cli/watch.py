@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from agent import clock
-from agent.cli import wording
 from agent.errors import StoreUnavailable
+from agent.model import wording
 
 if TYPE_CHECKING:
     from agent.cli.screen import Screen

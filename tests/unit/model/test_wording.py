@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.cli import wording
+from agent.model import wording
 from agent.model.build import OutputAccount
 from agent.model.outcome import Outcome
 

@@ -105,6 +105,15 @@ def state(build: Build) -> str:
     return build.state
 
 
+def source(build: Build) -> str:
+    """Return where a build's source comes from: repository or folder, branch, commit."""
+    found = build.definition.get("source")
+    where = (found.get("git") or found.get("directory") or "") if isinstance(found, dict) else ""
+    branch = f"branch {build.branch}" if build.branch else ""
+    commit = f"commit {build.commit}" if build.commit else ""
+    return ", ".join(part for part in (where, branch, commit) if part)
+
+
 def account(it: OutputAccount) -> str:
     """Return what became of a step's output; what was masked or cut only if anything was."""
     if not it.bytes_produced:
