@@ -168,6 +168,19 @@ class Settings:
         "", "Where pushes are told, in GitHub's form; empty: nowhere.", setting.ADDRESS
     )
     deploy_webhook_secret: str = declare("", "What pushes are signed with.", secret=True)
+    console_address: str = declare("127.0.0.1:8420", "Where the console is served.", setting.ADDRESS)
+    console_url: str = declare(
+        "",
+        "How people reach the console, as https://builds.example.com; empty: by its address, without TLS.",
+        setting.URL_OR_NOT,
+    )
+    console_proxies: tuple[str, ...] = texts(
+        (), 0, "Addresses of proxies that are believed who a request comes from; empty: none."
+    )
+    console_session_s: float = seconds(
+        14 * DAY_S, 60, 366 * DAY_S, "Longest time that somebody stays signed in."
+    )
+    console_idle_s: float = seconds(DAY_S, 60, 366 * DAY_S, "A session that nobody used for so long is over.")
     local_dir: Path = declare(
         Path("/var/lib/build-agent-machines"), "Where the local provider keeps machines and images."
     )

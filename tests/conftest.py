@@ -45,6 +45,10 @@ ALLOWED_SKIPS: Mapping[str, AllowedSkip] = {
             os.geteuid() != 0 or shutil.which("systemd-nspawn") is None or shutil.which("mmdebstrap") is None
         ),
     ),
+    "needs chromium": AllowedSkip(
+        "a browser is large, and on other systems than Debian has other names",
+        lambda: shutil.which("chromium") is None and shutil.which("chromium-browser") is None,
+    ),
     "needs systemd-id128": AllowedSkip(
         "a container seldom holds systemd, and installing it for one comparison would be much",
         lambda: shutil.which("systemd-id128") is None,

@@ -27,6 +27,7 @@ _GROUPS = {
     "fleet_provider": "Machines and images",
     "fleet_cycle_s": "Fleet",
     "deploy_repository": "Deployment of the fleet",
+    "console_address": "Console",
     "local_dir": "Machines on this host",
     "ec2_region": "Machines at EC2",
     "log_format": "Logs",

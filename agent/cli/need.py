@@ -9,11 +9,11 @@ from agent.errors import NotFound
 
 
 @contextmanager
-def needing(what: str) -> Iterator[None]:
-    """Import what needs the extra `fleet` inside. Raises: NotFound that says how it is had."""
+def needing(what: str, extra: str = "fleet") -> Iterator[None]:
+    """Import what needs an extra inside. Raises: NotFound that says how it is had."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise NotFound(
-            f"for {what}, {error.name} is needed, which is not here: pip install 'build-agent[fleet]'"
+            f"for {what}, {error.name} is needed, which is not here: pip install 'build-agent[{extra}]'"
         ) from error

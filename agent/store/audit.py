@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select
 
 from agent.store.engine import Store
-from agent.store.tables import audit, now
+from agent.store.tables import audit, now, printable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,9 +48,20 @@ def write(
             action=action,
             subject_kind=subject_kind,
             subject_id=subject_id,
-            detail={key: value for key, value in (detail or {}).items() if value is not None},
+            detail={key: _printable(value) for key, value in (detail or {}).items() if value is not None},
         )
     )
+
+
+def _printable(value: Any) -> Any:
+    """Return a value whose texts PostgreSQL can hold: reasons come from people, and from whoever sends a form."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(str(key)): _printable(it) for key, it in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(it) for it in value]
+    return value
 
 
 def list_entries(

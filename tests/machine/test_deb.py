@@ -81,7 +81,7 @@ def test_installed_package_is_ready_for_its_settings(bare: BootedMachine) -> Non
         bare.run("/opt/build-agent/bin/python3 -c 'import systemd.journal, psycopg, agent.daemon.agent'")
         == ""
     )
-    assert "up to date: 0004" in bare.run(
+    assert "up to date: 0005" in bare.run(
         "runuser -u build-agent -- build-agent db upgrade >/dev/null; runuser -u build-agent -- build-agent db upgrade"
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from agent.store import tables_fleet  # noqa: F401 - its tables join the others
+from agent.store import tables_console, tables_fleet  # noqa: F401 - their tables join the others
 from agent.store.tables import metadata
 
 context.configure(

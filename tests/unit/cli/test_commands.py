@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/cli.md").read_text()
 # These print no records: a daemon, what units run, a show, a script, a login, and what is JSON or TOML already.
 WITHOUT_JSON = {
+    "console",
     "run",
     "fleet run",
     "first-boot",

@@ -1,0 +1,1 @@
+"""The operators' console: pages for people. It does what the command line does, by the same functions."""

@@ -1,0 +1,1 @@
+"""Output as a terminal shows it, for pages."""
